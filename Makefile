@@ -1,0 +1,47 @@
+# modelnet: `make demo` shows it, `make test` tests it. Both set up .venv first: Python 3.11+ and make are all it takes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test test-all check format schemas compose-test bench clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
+
+setup: $(VENV)/ready  ## make .venv with everything in it
+
+$(VENV)/ready: pyproject.toml install.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" ./install.sh
+	@touch $@
+
+demo: setup      ## start the network, run the main job on it, print a report, stop
+	@$(BIN)/python -m examples.demo
+
+test: setup      ## the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup  ## the tests, those that start separate engine processes too
+	$(BIN)/python -m pytest
+
+check: setup     ## format, lint, types, schemas, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m modelnet.schemas --check
+	$(MAKE) test
+
+format: setup    ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schemas: setup   ## write schemas/ anew from modelnet/messages
+	$(BIN)/python -m modelnet.schemas
+
+compose-test: setup  ## build the images, bring the network up with compose, use it from outside, take it down
+	$(BIN)/python -m tests.compose
+
+bench: setup     ## what the network adds to a bare round trip
+	$(BIN)/python -m bench.overhead
+
+clean:           ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Examples: workers, clients, specialists that are trained here, and the main job."""

@@ -1,0 +1,46 @@
+"""The FastStream side of the bus: a broker with this project's connection options, and what its documents say."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+from faststream import AckPolicy
+from faststream.nats import NatsBroker
+from faststream.specification import AsyncAPI
+
+from modelnet.settings import Settings
+
+from .channels import describe
+from .connection import close, connection_options
+
+__all__ = ["make_broker", "specification"]
+
+
+class Broker(NatsBroker):
+    """A broker that can be stopped while its server is away: nats-py refuses to drain a connection that is lost."""
+
+    async def stop(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        """Stop its subscribers and drain the connection, or close it."""
+        lost = self._connection if self._connection is not None and not self._connection.is_connected else None
+        if lost is not None:
+            self._connection = None
+        await super().stop(exc_type, exc_val, exc_tb)
+        if lost is not None:
+            await close(lost)
+
+
+def make_broker(settings: Settings, name: str, *, on_reconnect: Callable[[], Awaitable[None]]) -> NatsBroker:
+    """A broker that waits for its server and reconnects for ever. It declares no streams: `setup_bus` owns them."""
+    options = connection_options(settings, name, on_reconnect=on_reconnect)
+    return Broker(**options, graceful_timeout=15.0, ack_policy=AckPolicy.MANUAL, logger=None)
+
+
+def specification(role: str) -> AsyncAPI:
+    """The AsyncAPI document of one role: every subject it receives on or sends to, the hot path included."""
+    return describe(role)

@@ -1,0 +1,108 @@
+"""Connections to NATS: the options every process uses, and errors a person can act on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from modelnet.errors import AuthenticationFailed, ConnectionFailed
+from modelnet.settings import Settings
+
+__all__ = ["close", "connect", "connection_options"]
+
+log = structlog.get_logger(__name__)
+
+
+def connection_options(
+    settings: Settings, name: str, *, on_reconnect: Callable[[], Awaitable[None]] | None = None
+) -> dict[str, Any]:
+    """nats-py options for a connection that reconnects for ever and notices a dead peer in about 20 s.
+
+    `on_reconnect` is awaited after each reconnect, when subscriptions stand again and what was sent meanwhile is lost.
+    """
+
+    async def on_error(error: Exception) -> None:
+        log.debug("bus_error", connection=name, error=repr(error))
+
+    async def on_disconnect() -> None:
+        log.warning("bus_disconnected", connection=name)
+
+    async def reconnected() -> None:
+        log.info("bus_reconnected", connection=name)
+        if on_reconnect is not None:
+            await on_reconnect()
+
+    options: dict[str, Any] = {
+        "servers": settings.servers,
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.5,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "connect_timeout": settings.connect_timeout_s,
+        "pending_size": 8 << 20,
+        "error_cb": on_error,
+        "disconnected_cb": on_disconnect,
+        "reconnected_cb": reconnected,
+    }
+    if settings.user:
+        options |= {"user": settings.user, "password": settings.password}
+    return options
+
+
+async def connect(
+    settings: Settings, name: str, *, on_reconnect: Callable[[], Awaitable[None]] | None = None
+) -> Client:
+    """A connection that fails at once if no server is there, and reconnects for ever once it has been made.
+
+    Raises `ConnectionFailed` or `AuthenticationFailed`.
+    """
+    options = connection_options(settings, name, on_reconnect=on_reconnect)
+    refusals: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        refusals.append(error)
+
+    nc = Client()
+
+    async def on_disconnect() -> None:
+        if not nc.is_closed:  # else it was closed on purpose
+            await options["disconnected_cb"]()
+
+    try:
+        first = {"max_reconnect_attempts": 1, "reconnect_time_wait": 0.05, "error_cb": on_error}
+        first["disconnected_cb"] = on_disconnect
+        await asyncio.wait_for(nc.connect(**(options | first)), settings.connect_timeout_s)
+    except (OSError, nats.errors.Error, TimeoutError) as error:
+        await close(nc)
+        raise explain(error, refusals, settings) from None
+    nc.options |= {key: options[key] for key in ("max_reconnect_attempts", "reconnect_time_wait")}
+    nc._error_cb = options["error_cb"]
+    return nc
+
+
+async def close(nc: Client) -> None:
+    """Close a connection, whatever state it is in."""
+    # With the server away, nats-py writes what is pending to a transport that is closed, which uvloop refuses.
+    with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
+        await nc.close()
+
+
+def explain(error: Exception, refusals: list[Exception], settings: Settings) -> ConnectionFailed:
+    """The error a person should see for a connection that failed."""
+    where = ", ".join(_without_password(server) for server in settings.servers)
+    text = " ".join(str(e).lower() for e in [error, *refusals])
+    if isinstance(error, nats.errors.AuthorizationError) or "authorization" in text or "authentication" in text:
+        return AuthenticationFailed(f"{where} refused the credentials (set MODELNET_USER and MODELNET_PASSWORD)")
+    return ConnectionFailed(f"no NATS server answers at {where} (start one with `modelnet up`, or set MODELNET_URL)")
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.rpartition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else rest

@@ -1,0 +1,161 @@
+"""The task's journal on the bus: the fence that lets one Final stand, and no status after it.
+
+Every write names the last sequence its writer knows on `journal.<tenant>.<task>.*`, so a stale negotiator's entry, a
+second Final, and anything after the Final are refused by the server (error 10071). After a refusal or a lost
+acknowledgement the writer reads back: its own retry would be refused too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from modelnet.errors import ConnectionFailed
+from modelnet.messages import (
+    DeadLetter,
+    Delta,
+    ErrorInfo,
+    Failure,
+    Final,
+    JournalEntry,
+    Message,
+    Output,
+    Progress,
+    Task,
+    Timings,
+    decode_entry,
+    decode_event,
+)
+
+from . import subjects
+from .replay import last_of, read_all
+
+__all__ = ["append", "bury", "first_error", "last_event", "read", "refused", "stored_sequence", "write"]
+
+_LETTER_ROOM = 16_384
+"""Bytes kept for a dead letter's subject, headers and reason."""
+
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+
+RETENTION_S = 48 * 3600
+"""How long a Final is kept; other entries until the deadline and this much more."""
+
+
+def headers(task: Task | None, tenant: str, task_id: str, expected: int) -> dict[str, str]:
+    """Headers of a journal write: the fence, and how long the entry is kept."""
+    ttl = RETENTION_S + (int(task.deadline_s) + 1 if task else 0)
+    return {
+        "Nats-Expected-Last-Subject-Sequence": str(expected),
+        "Nats-Expected-Last-Subject-Sequence-Subject": subjects.journal_of(tenant, task_id),
+        "Nats-TTL": f"{ttl}s",
+    }
+
+
+async def write(nc: Client, task: Task, entry: Message, expected: int, *, reply: str) -> None:
+    """Publish an entry; the server's answer goes to `reply`, see `stored_sequence`."""
+    kind = "final" if isinstance(entry, Final) else "status"
+    subject = subjects.journal(task.tenant, task.id, kind)
+    await nc.publish(subject, entry.encode(), reply=reply, headers=headers(task, task.tenant, task.id, expected))
+
+
+async def append(nc: Client, tenant: str, task_id: str, kind: str, entry: Message, expected: int) -> int | None:
+    """Publish an entry and wait: its sequence, or None if the fence refused it."""
+    reply = await nc.request(
+        subjects.journal(tenant, task_id, kind),
+        entry.encode(),
+        timeout=5,
+        headers=headers(None, tenant, task_id, expected),
+    )
+    return stored_sequence(reply)
+
+
+def stored_sequence(ack: Msg) -> int | None:
+    """The sequence in a stream's acknowledgement; None for a refusal or an error."""
+    try:
+        answer = json.loads(ack.data)
+    except ValueError:
+        return None
+    return None if answer.get("error") else int(answer["seq"])
+
+
+def refused(ack: Msg) -> bool:
+    """Whether the fence refused an entry: another stands where it should go. Any other error may pass by itself."""
+    try:
+        error = json.loads(ack.data).get("error") or {}
+    except ValueError:
+        return False
+    return error.get("err_code") in _WRONG_LAST_SEQUENCE
+
+
+async def read(nc: Client, tenant: str, task: str) -> tuple[tuple[int, JournalEntry | None], ...]:
+    """A task's whole journal, in order, with sequences; None for an entry that this version cannot read."""
+    found: list[tuple[int, JournalEntry | None]] = []
+    async for stored in read_all(nc, "JOURNAL", subjects.journal_of(tenant, task)):
+        try:
+            found.append((stored.sequence, decode_entry(stored.body)))
+        except ValidationError:
+            found.append((stored.sequence, None))  # what it means is not for us, but the fence counts it
+    return tuple(found)
+
+
+async def last_event(
+    nc: Client, tenant: str, task: str, worker: str, attempt: int
+) -> Delta | Progress | Output | Failure | None:
+    """The last event of an attempt that the result stream holds."""
+    stored = await last_of(nc, "RESULTS", subjects.result(tenant, task, worker, attempt))
+    if stored is None:
+        return None
+    try:
+        return decode_event(stored.body)
+    except ValidationError:
+        return None
+
+
+async def bury(nc: Client, msg: Msg, reason: str) -> None:
+    """Keep a message that cannot be handled in the dead-letter stream; returns once it is stored.
+
+    Whole, unless base64 makes it larger than the server takes: then its beginning, and the reason says so. Raises
+    `ConnectionFailed` if the stream does not take it.
+    """
+    letter = DeadLetter(subject=msg.subject, reason=reason, headers=dict(msg.headers or {}), body=msg.data)
+    room = nc.max_payload - _LETTER_ROOM
+    if len(msg.data) * 4 / 3 > room:
+        cut = {"body": msg.data[: room // 2], "reason": f"{reason} (cut from {len(msg.data)} bytes)"}
+        letter = letter.model_copy(update=cut)
+    try:
+        ack = await nc.request(f"dlq.{msg.subject.split('.', 1)[0]}", letter.encode(), timeout=5)
+    except nats.errors.Error as error:
+        raise ConnectionFailed(f"the dead-letter stream does not answer: {error}") from None
+    if not stored_sequence(ack):
+        raise ConnectionFailed(f"the dead-letter stream refused a message: {ack.data[:200]!r}")
+
+
+async def write_malformed(nc: Client, negotiator: str, msg: Msg, reason: str) -> None:
+    """The Final of a message in the task stream that is no task, as far as its subject names one."""
+    _, _, _, tenant, task, capability = msg.subject.split(".", 5)
+    try:
+        final = Final(
+            task=task,
+            tenant=tenant,
+            capability=capability,
+            status="failed",
+            error=ErrorInfo(code="malformed", message=reason[:4096]),
+            negotiator=negotiator,
+            timings=Timings(queued_ms=0, negotiation_ms=0, running_ms=0, total_ms=0),
+        )
+    except ValidationError:
+        return  # not even the subject makes sense: there is nobody to tell
+    with contextlib.suppress(nats.errors.TimeoutError):
+        await append(nc, tenant, task, "final", final, 0)
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing wrong with a message, in one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in found["loc"])
+    return f"{where}: {found['msg']}" if where else str(found["msg"])

@@ -1,0 +1,111 @@
+"""Every subject of the network, by name. The sender's id stands in each subject that carries authority."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from modelnet.messages import Task
+
+BUCKETS = 8
+"""Tenants are spread over this many queues of each priority class."""
+
+CLASSES = 3
+
+ROLL_CALL = "roll"
+
+
+def task(task: Task) -> str:
+    """Where a client publishes a task. The stream inserts the tenant's bucket behind the class."""
+    return f"task.{task.priority_class}.{task.tenant}.{task.id}.{task.capability}"
+
+
+def queued_task(tenant: str, task: str) -> str:
+    """A task as the stream stores it, whatever its class, bucket and capability."""
+    return f"task.*.*.{tenant}.{task}.>"
+
+
+def capability(name: str) -> str:
+    """Requests for bids for a capability, or a prefix of capabilities."""
+    return f"cap.{name}"
+
+
+def bids(negotiator: str, auction: str) -> str:
+    """Where the bids of an auction go, each followed by its bidder's id."""
+    return f"bid.{negotiator}.{auction}"
+
+
+def award(worker: str) -> str:
+    """Awards to a worker; request and reply."""
+    return f"worker.{worker}.award"
+
+
+def cancel_attempt(worker: str) -> str:
+    """Cancels an attempt of a worker."""
+    return f"worker.{worker}.cancel"
+
+
+def query(worker: str) -> str:
+    """Asks a worker for a beat; nobody answers for a worker that is gone."""
+    return f"worker.{worker}.query"
+
+
+def drain(worker: str) -> str:
+    """Asks a worker to finish and stop."""
+    return f"worker.{worker}.drain"
+
+
+def beat(worker: str) -> str:
+    """A worker's beats."""
+    return f"beat.{worker}"
+
+
+def offer(pattern: str, worker: str) -> str:
+    """A worker's standing offer; the prefix wildcard of a pattern is spelled `_all`, since `>` is no literal."""
+    return f"offer.{pattern.replace('>', '_all')}.{worker}"
+
+
+def done(negotiator: str, task: str, worker: str, attempt: int) -> str:
+    """Where a worker says that an attempt has ended."""
+    return f"done.{negotiator}.{task}.{worker}.{attempt}"
+
+
+def result(tenant: str, task: str, worker: str, attempt: int) -> str:
+    """The events of one attempt."""
+    return f"result.{tenant}.{task}.{worker}.{attempt}"
+
+
+def journal(tenant: str, task: str, entry: str) -> str:
+    """Where an entry of a task's journal is written: `status`, `cancel` or `final`."""
+    return f"journal.{tenant}.{task}.{entry}"
+
+
+def journal_of(tenant: str, task: str) -> str:
+    """All entries of a task's journal: the subject that the fence compares on."""
+    return f"journal.{tenant}.{task}.*"
+
+
+def stream_of(tenant: str, task: str) -> str:
+    """All that a reader of a task sees live: events as published, journal entries once they are accepted."""
+    return f"result.{tenant}.{task}.>"
+
+
+def audit(tenant: str, task: str) -> str:
+    """The transcripts of a task's auctions."""
+    return f"audit.{tenant}.{task}"
+
+
+class ResultAddress(NamedTuple):
+    """A subject under `result.`, taken apart. `worker` is empty for a journal entry."""
+
+    tenant: str
+    task: str
+    worker: str
+    attempt: int
+
+    @classmethod
+    def parse(cls, subject: str) -> ResultAddress:
+        """The parts of `result.<tenant>.<task>.<worker>.<attempt>` or `result.<tenant>.<task>.<entry>`."""
+        parts = subject.split(".")
+        if len(parts) == 5 and parts[4].isdigit():
+            return cls(parts[1], parts[2], parts[3], int(parts[4]))
+        return cls(parts[1], parts[2], "", 0)

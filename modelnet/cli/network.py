@@ -1,0 +1,216 @@
+"""The network from a terminal: up, work, workers, capabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelnet.cli.session import Json, Url, complete, configured, make_table, print_json, run, wide_console
+from modelnet.errors import ModelnetError, UsageError
+
+if TYPE_CHECKING:
+    from modelnet.network import Network
+
+__all__ = ["capabilities", "up", "work", "workers"]
+
+
+def up(
+    data: Annotated[Path | None, typer.Option(help="Folder for streams and logs; else MODELNET_DATA.")] = None,
+    negotiators: Annotated[int, typer.Option(min=1, max=16, help="Negotiator processes.")] = 1,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="App path or file of a worker; instead of the default.")
+    ] = None,
+    no_models: Annotated[bool, typer.Option("--no-models", help="Start no model, only the calculator.")] = False,
+    url: Url = None,
+) -> None:
+    """Run a network on this machine until Ctrl-C: servers, negotiators, workers. State stays in --data."""
+    for app in worker or ():
+        if app.endswith(".py") and not Path(app).is_file():
+            raise UsageError(f"no such file: {app}")
+
+    async def work() -> int:
+        from modelnet.network import DEFAULT_WORKERS, MODEL_WORKERS, Network, WorkerProcess
+        from modelnet.processes import StartFailed
+
+        chosen = [WorkerProcess(app) for app in worker or ()] or [
+            one for one in DEFAULT_WORKERS if not (no_models and one in MODEL_WORKERS)
+        ]
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        network = Network(
+            data=data,
+            negotiators=negotiators,
+            workers=chosen,
+            config=configured(url),
+            report=lambda line: typer.echo(line, err=True),
+        )
+        starting, stopping = asyncio.create_task(network.start()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait({starting})
+                return 130
+            try:
+                starting.result()
+            except StartFailed as failure:
+                raise ModelnetError(str(failure).strip(), code="start_failed") from None
+            for line in (f"MODELNET_URL={network.url}", f"MODELNET_REDIS_URL={network.redis_url}", "ready"):
+                print(line, flush=True)
+            await _until(stop, network)
+            typer.echo("stopping", err=True)
+            return 0
+        finally:
+            stopping.cancel()
+            await network.stop()
+
+    run(work())
+
+
+async def _until(stop: asyncio.Event, network: Network) -> None:
+    """Wait for `stop`, with a live summary where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        await stop.wait()
+        return
+    import modelnet
+
+    async with modelnet.connect(network.url) as net:
+        while not stop.is_set():
+            try:
+                found = await net.workers()
+                running, slots = sum(len(w.beat.running) for w in found), sum(w.card.slots for w in found)
+                restarts = sum(process.restarts for process in network.processes)
+                line = f"{len(found)} workers, {running} of {slots} slots busy, {restarts} restarts"
+            except ModelnetError as error:
+                line = error.message
+            sys.stderr.write(f"\r\x1b[K{line}  (Ctrl-C stops)")
+            sys.stderr.flush()
+            try:
+                await asyncio.wait_for(stop.wait(), 2.0)
+            except TimeoutError:
+                continue
+        sys.stderr.write("\n")
+
+
+def work(
+    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker.")],
+    name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
+    url: Url = None,
+) -> None:
+    """Run the workers of a file until Ctrl-C or SIGTERM; what runs is finished first."""
+
+    if not file.is_file():
+        raise UsageError(f"no such file: {file}")
+    config = configured(url)
+
+    from modelnet.bus.connection import close, connect
+    from modelnet.log import setup_logging
+    from modelnet.run import load_file, run_app
+    from modelnet.settings import settings
+
+    async def check() -> int:
+        """A worker waits for its server for ever; a person would rather be told."""
+        await close(await connect(config, "modelnet-work"))
+        return 0
+
+    if url:  # a worker reads its settings when the file is imported
+        os.environ["MODELNET_URL"] = url
+        settings.cache_clear()
+    if code := complete(check()):
+        raise typer.Exit(code)
+    app = load_file(file, name)
+    setup_logging(settings())
+    run_app(app)
+
+
+def workers(as_json: Json = False, url: Url = None) -> None:
+    """List the workers that live now."""
+
+    async def work() -> int:
+        import modelnet
+
+        config = configured(url)
+        async with modelnet.connect(config=config) as net:
+            found = await net.workers()
+        if as_json:
+            for one in found:
+                print_json(
+                    {
+                        "worker": one.card.worker,
+                        "owner": one.card.owner,
+                        "capabilities": [c.pattern for c in one.card.capabilities],
+                        "slots": one.card.slots,
+                        "running": len(one.beat.running),
+                        "models": list(one.card.models),
+                        "labels": one.card.labels,
+                        "draining": one.beat.draining,
+                    }
+                )
+            return 0
+        if not found:
+            typer.echo("no worker answers")
+            return 0
+        table = make_table("worker", "owner", "busy", "capabilities", "price", "quality", "runs on")
+        for one in found:
+            cards = one.card.capabilities
+            table.add_row(
+                one.card.worker,
+                one.card.owner,
+                f"{len(one.beat.running)}/{one.card.slots}" + (" draining" if one.beat.draining else ""),
+                "\n".join(c.pattern for c in cards),
+                "\n".join("by input" if c.price is None else str(c.price) for c in cards),
+                "\n".join("" if c.quality is None else f"{c.quality:.3f}" for c in cards),
+                one.card.software,
+            )
+        wide_console().print(table)
+        return 0
+
+    run(work())
+
+
+def capabilities(as_json: Json = False, url: Url = None) -> None:
+    """List every capability ever announced, with its contracts and who serves it now."""
+
+    async def work() -> int:
+        import modelnet
+
+        config = configured(url)
+        async with modelnet.connect(config=config) as net:
+            contracts, found = await net.contracts(), await net.workers()
+        serving = defaultdict(list)
+        for one in found:
+            for card in one.card.capabilities:
+                serving[card.pattern, card.contract].append(card.price)
+        for contract in contracts:
+            prices = serving[contract.capability, contract.digest]
+            fixed = [price for price in prices if price is not None]
+            if as_json:
+                print_json(
+                    {
+                        "capability": contract.capability,
+                        "description": contract.description,
+                        "workers": len(prices),
+                        "price_min": min(fixed, default=None),
+                        "price_max": max(fixed, default=None),
+                        "contract": contract.digest,
+                        "input": contract.input,
+                        "output": contract.output,
+                    }
+                )
+            else:
+                alive = f"{len(prices)} worker{'' if len(prices) == 1 else 's'}"
+                ends = sorted({min(fixed), max(fixed)}) if fixed else []
+                span = " to ".join(map(str, ends)) or ("by input" if prices else "-")
+                typer.echo(f"{contract.capability:<24} {alive:<10} price {span:<9} {contract.description}".rstrip())
+        return 0
+
+    run(work())

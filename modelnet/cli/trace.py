@@ -1,0 +1,152 @@
+"""`modelnet trace`: who bid what, who won, why, at what price, and when."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelnet.cli.session import Json, Tenant, Url, configured, make_table, print_json, run, wide_console
+
+if TYPE_CHECKING:
+    from modelnet.client import TaskTrace
+    from modelnet.messages import Transcript
+
+__all__ = ["trace"]
+
+
+def trace(
+    task: Annotated[str, typer.Argument(help="The task's id.")],
+    tenant: Tenant = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Show a task's auctions, attempts and timeline."""
+
+    async def work() -> int:
+        import modelnet
+
+        config = configured(url, tenant)
+        async with modelnet.connect(config=config) as net:
+            found = await net.trace(task)
+        if as_json:
+            print_json(trace_object(found))
+        else:
+            _show(found)
+        return 0
+
+    run(work())
+
+
+def trace_object(found: TaskTrace) -> dict[str, Any]:
+    """The whole trace as one JSON object."""
+    final = next((entry for _, entry in found.journal if entry.kind == "final"), None)
+    return {
+        "task": found.task,
+        "auctions": [{**transcript.to_dict(), "why": why(transcript)} for _, transcript in found.transcripts],
+        "attempts": attempts(found),
+        "timeline": [{"ms": ms, "event": what} for ms, what in timeline(found)],
+        "final": final.to_dict() if final else None,
+    }
+
+
+def attempts(found: TaskTrace) -> list[dict[str, Any]]:
+    """Every attempt and how it ended; the last one of a task without a Final is still at work."""
+    if not found.attempts or any(entry.kind == "final" for _, entry in found.journal):
+        return found.attempts
+    *earlier, last = found.attempts
+    return [*earlier, {**last, "outcome": "running"} if last["outcome"] == "abandoned" else last]
+
+
+def why(transcript: Transcript) -> str:
+    """Why this winner, and why this price."""
+    if transcript.winner is None:
+        return "no bid was acceptable"
+    from modelnet.market.scoring import RESERVE_MARGIN, SCORE_FLOOR
+
+    eligible = [bid for bid in transcript.bids if bid.eligible]
+    best, others = eligible[0], eligible[1:]
+    text = f"best score {best.score:.1f}"
+    if others:
+        text += f", runner-up {others[0].worker} {others[0].score:.1f}"
+        if round(others[0].score) == round(best.score):
+            text += " (a tie, broken by a hash of task and worker)"
+    else:
+        text += ", the only acceptable bid"
+    second = max([SCORE_FLOOR, *(bid.score for bid in others)])
+    second_price = math.floor(best.value - second)
+    reference = transcript.reference_price.get(best.worker)
+    reserve, named = transcript.budget, "the budget"
+    if reference is not None and reference * RESERVE_MARGIN < reserve:
+        reserve, named = math.floor(reference * RESERVE_MARGIN), f"{RESERVE_MARGIN} x reference price {reference}"
+    if best.price >= min(reserve, second_price):
+        rule = "its own price"
+    elif second_price <= reserve:
+        rule = f"value {best.value:.1f} - second score {second:.1f}, below the reserve {reserve}"
+    else:
+        rule = f"the reserve, {named}; by the second score it were {second_price}"
+    return f"{text}; asked {best.price}, paid {transcript.price}: {rule}"
+
+
+def timeline(found: TaskTrace) -> list[tuple[float, str]]:
+    """What happened when, in ms since the task was submitted, as far as is known."""
+    final = next(((at, entry) for at, entry in found.journal if entry.kind == "final"), None)
+    times = [at for at, _ in found.journal] + [at for at, _ in found.transcripts]
+    start = min(times, default=0.0)
+    if final is not None:
+        start = min(start, final[0] - final[1].timings.total_ms / 1e3)
+    events = [(start, "submitted")]
+    for at, transcript in found.transcripts:
+        events.append((at - transcript.window_ms / 1e3, f"asked {transcript.asked} for bids"))
+        events.append((at, f"closed: {len(transcript.bids)} bids, {transcript.closed_by.replace('_', ' ')}"))
+    for at, entry in found.journal:
+        if entry.kind == "awarded":
+            events.append((at, f"awarded to {entry.worker} for {entry.price} (attempt {entry.attempt})"))
+        elif entry.kind == "waiting":
+            events.append((at, f"waiting: {entry.reason.replace('_', ' ')}"))
+        elif entry.kind == "cancel":
+            events.append((at, "cancel asked"))
+        else:
+            events.append((at, entry.status))
+    events.extend((a["ended_at"], f"{a['worker']} said {a['outcome']}") for a in found.attempts if a["ended_at"])
+    # Entries of one moment keep the order in which they follow from one another.
+    return [(max(at - start, 0.0) * 1e3, what) for at, what in sorted(events, key=lambda event: event[0])]
+
+
+def _show(found: TaskTrace) -> None:
+    console = wide_console()
+    for _, transcript in found.transcripts:
+        console.print(
+            f"auction for attempt {transcript.attempt}: {transcript.capability}, budget {transcript.budget}",
+            style="bold",
+        )
+        table = make_table(
+            "worker", *(numbers := ("price", "p50 ms", "p90 ms", "quality", "value", "score")), "", right=numbers
+        )
+        for bid in transcript.bids:
+            mark = "won" if bid.worker == transcript.winner else "" if bid.eligible else "not eligible"
+            estimates = (f"{bid.p50_ms:.1f}", f"{bid.p90_ms:.1f}", f"{bid.quality:.3f}", f"{bid.value:.1f}")
+            table.add_row(bid.worker, str(bid.price), *estimates, f"{bid.score:.1f}", mark)
+        for worker, reason in transcript.refusals.items():
+            table.add_row(worker, *[""] * 6, f"refused: {reason}")
+        console.print(table)
+        console.print(f"  {why(transcript)}", highlight=False)
+    if found.attempts:
+        table = make_table(
+            "attempt", "worker", "price", "outcome", "events", "run ms", "tokens", right=("price", "events", "run ms")
+        )
+        for one in attempts(found):
+            usage = one["usage"] or {}
+            table.add_row(
+                str(one["attempt"]),
+                one["worker"],
+                str(one["price"]),
+                one["outcome"] if not one["error"] else f"error: {one['error']['code']}",
+                str(one["events"]),
+                f"{usage['run_ms']:.1f}" if usage else "",
+                f"{usage['prompt_tokens']}+{usage['completion_tokens']}" if usage else "",
+            )
+        console.print(table)
+    for ms, what in timeline(found):
+        console.print(f"  {ms:9.1f} ms  {what}", highlight=False)

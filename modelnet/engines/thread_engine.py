@@ -1,0 +1,214 @@
+"""A `StepCore` as an `Engine`: the event loop's side of a model that is stepped in a thread."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from modelnet.engines.base import (
+    Chunk,
+    DuplicateRequest,
+    EngineDead,
+    EngineError,
+    EngineState,
+    EngineUnavailable,
+    Prompt,
+    Sampling,
+    aborted,
+)
+from modelnet.engines.stepping import StepCore, StepThread
+
+__all__ = ["ThreadEngine"]
+
+# Tokenizing takes about 1 µs a character; above this it leaves the event loop.
+_INLINE_CHARS = 4096
+
+
+def _ends(item: Chunk | EngineError) -> bool:
+    return isinstance(item, EngineError) or item.finish_reason is not None
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A running request, as its consumer's side sees it. Touched on the event loop only."""
+
+    key: str
+    items: asyncio.Queue[Chunk | EngineError] = field(default_factory=asyncio.Queue)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    aborted: bool = False
+    finished: bool = False
+
+    def put(self, item: Chunk | EngineError) -> None:
+        if self.finished:
+            return
+        if isinstance(item, Chunk):
+            self.completion_tokens = item.completion_tokens
+        self.finished = _ends(item)
+        self.items.put_nowait(item)
+
+
+class ThreadEngine:
+    """A `StepCore` as an `Engine`."""
+
+    def __init__(self, core: StepCore, thread: StepThread) -> None:
+        self._core = core
+        self._thread = thread
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dead: EngineDead | None = None
+        self._closed = False
+        self._streams: dict[str, _Stream] = {}  # by request id
+        self._by_key: dict[str, _Stream] = {}
+        # A key of its own for each request: an id used again must not meet its predecessor's late output.
+        self._keys = map(str, itertools.count(1))
+        self._live: set[str] = set()  # keys in the core; touched on the stepping thread only
+
+    @property
+    def model(self) -> str:
+        return self._core.model
+
+    @property
+    def max_model_len(self) -> int:
+        return self._core.max_model_len
+
+    async def start(self) -> None:
+        if self._loop is not None:
+            raise EngineUnavailable(f"the engine of {self.model} was started before")
+        self._loop = asyncio.get_running_loop()
+        self._thread.join(self)
+        try:
+            await asyncio.wrap_future(self._thread.call(self._core.load))
+        except BaseException as error:
+            await self._end(EngineDead(f"{self.model} did not start: {error}"))
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
+            raise EngineUnavailable(f"{self.model} did not start: {error}") from error
+
+    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        self._require_alive()
+        if request_id in self._streams:
+            raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
+        stream = _Stream(next(self._keys))
+        self._streams[request_id] = self._by_key[stream.key] = stream
+        added = False
+        try:
+            size = len(prompt.text) if prompt.text is not None else _INLINE_CHARS if prompt.messages is not None else 0
+            if size < _INLINE_CHARS:
+                token_ids = self._core.encode(prompt)
+            else:
+                token_ids = await asyncio.to_thread(self._core.encode, prompt)
+            self._require_alive()
+            stream.prompt_tokens = len(token_ids)
+            if not stream.aborted:  # while it was being tokenized
+                self._thread.call(self._add, stream.key, token_ids, sampling)
+                added = True
+            while True:
+                item = await stream.items.get()
+                if isinstance(item, EngineError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            del self._streams[request_id]
+            del self._by_key[stream.key]
+            if added and not stream.finished:
+                # Not awaited: this may be running because the consumer was cancelled.
+                self._thread.call(self._drop, stream.key)
+
+    async def abort(self, request_id: str) -> None:
+        stream = self._streams.get(request_id)
+        if self._loop is None or self._closed:
+            return
+        if stream is not None:
+            stream.aborted = True
+        # Also for an unknown id: on return every drop asked for before has been done.
+        await asyncio.wrap_future(self._thread.call(self._drop, stream.key if stream else None))
+        if stream is not None:
+            stream.put(aborted(stream.prompt_tokens, stream.completion_tokens))
+
+    def state(self) -> EngineState:
+        state = self._core.state()
+        if self._dead is not None:
+            return replace(state, running=0, waiting=0)
+        # A burst is known here before the stepping thread has taken it in.
+        unfinished = sum(not stream.finished for stream in self._streams.values())
+        return replace(state, waiting=max(state.waiting, unfinished - state.running))
+
+    async def health(self) -> None:
+        self._require_alive()
+
+    async def close(self) -> None:
+        if self._loop is not None and not self._closed:
+            await self._end(EngineDead(f"the engine of {self.model} was closed"))
+
+    async def _end(self, error: EngineDead) -> None:
+        self._closed = True
+        self._fail(error)
+        closing = self._thread.call(self._unload)
+        # The thread does what was handed to it before it ends, so nothing leaks if this is cancelled.
+        self._thread.leave(self)
+        await asyncio.shield(asyncio.wrap_future(closing))
+
+    def _require_alive(self) -> None:
+        if self._dead is not None:
+            raise EngineDead(self._dead.message) from self._dead.__cause__
+        if self._loop is None:
+            raise EngineDead(f"the engine of {self.model} was not started")
+
+    def _fail(self, error: EngineDead) -> None:
+        self._dead = error
+        for stream in self._streams.values():
+            own = EngineDead(error.message)  # an exception raised by several tasks would mix their tracebacks
+            own.__cause__ = error.__cause__
+            stream.put(own)
+
+    def _deliver(self, items: list[tuple[str, Chunk | EngineError]]) -> None:
+        for key, item in items:
+            stream = self._by_key.get(key)
+            if stream is not None:
+                stream.put(item)
+
+    # What follows runs on the stepping thread.
+
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    def step(self) -> None:
+        try:
+            items = self._core.step()
+        except Exception as error:
+            self._live.clear()
+            dead = EngineDead(f"{self.model} died in a step: {type(error).__name__}: {error}")
+            dead.__cause__ = error
+            self._post(self._fail, dead)
+            return
+        if items:
+            self._live.difference_update(key for key, item in items if _ends(item))
+            self._post(self._deliver, items)
+
+    def _add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+        try:
+            self._core.add(key, token_ids, sampling)
+        except EngineError as error:
+            self._post(self._deliver, [(key, error)])
+        else:
+            self._live.add(key)
+
+    def _unload(self) -> None:
+        self._live.clear()
+        self._core.close()
+
+    def _drop(self, key: str | None) -> None:
+        if key in self._live:
+            self._live.discard(key)
+            self._core.abort([key])
+
+    def _post(self, function: Callable[[Any], None], argument: Any) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            self._core.abort(self._live)
+            self._live.clear()

@@ -1,0 +1,185 @@
+"""Requests to vLLM and what comes back, shared by both drivers; and vLLM's statistics behind one class.
+
+vLLM is imported inside functions: this module must load where vLLM is absent.
+"""
+
+import dataclasses
+from typing import Any
+
+from modelnet.engines.base import (
+    BadPrompt,
+    BadSampling,
+    Chunk,
+    EngineError,
+    EngineState,
+    EngineUnavailable,
+    Prompt,
+    Sampling,
+)
+from modelnet.engines.meter import Meter
+from modelnet.engines.prompts import checked_token_ids, plain_messages
+
+__all__ = ["Counter", "Encoder", "Probe", "engine_args", "sampling_params", "token_input"]
+
+
+def engine_args(options: dict[str, Any]) -> Any:
+    """vLLM's AsyncEngineArgs, which LLMEngine takes as well. Raises `EngineUnavailable` for an unknown option."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    if unknown := sorted(options.keys() - known):
+        raise EngineUnavailable(f"vLLM has no engine option {', '.join(unknown)}")
+    return AsyncEngineArgs(**options)
+
+
+def sampling_params(sampling: Sampling) -> Any:
+    """vLLM's SamplingParams. Raises `BadSampling`."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMError
+    from vllm.sampling_params import RequestOutputKind
+
+    try:
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop=list(sampling.stop),
+            seed=sampling.seed,
+            output_kind=RequestOutputKind.DELTA,
+        )
+    except (VLLMError, ValueError) as error:
+        raise BadSampling(f"vLLM refused the sampling parameters: {error}") from error
+
+
+def token_input(token_ids: list[int]) -> dict[str, Any]:
+    """A prompt in vLLM's rendered form, which it takes without tokenizing or a thread hop of its own."""
+    return {"type": "token", "prompt_token_ids": token_ids}
+
+
+class Encoder:
+    """Prompts into token ids, by the model's own tokenizer and chat template. Safe in any thread."""
+
+    def __init__(self, tokenizer: Any, *, max_model_len: int, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Raises `BadPrompt`, `PromptTooLong`."""
+        if prompt.token_ids is not None:
+            ids = list(prompt.token_ids)
+        elif prompt.text is not None:
+            ids = self._tokenizer.encode(prompt.text)
+        else:
+            ids = self._chat(prompt)
+        return checked_token_ids(ids, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
+
+    def _chat(self, prompt: Prompt) -> list[int]:
+        messages = plain_messages(prompt.messages or ())
+        if getattr(self._tokenizer, "chat_template", "") is None:
+            raise BadPrompt("this model has no chat template: send text, not messages")
+        try:
+            return list(
+                self._tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            )
+        except Exception as error:  # templates raise what they like
+            raise BadPrompt(f"the model's chat template refused the messages: {error}") from error
+
+
+class Counter:
+    """Turns one request's RequestOutputs into chunks, counting its tokens."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+
+    def chunk(self, output: Any) -> Chunk | EngineError:
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        self._completion_tokens += len(ids)
+        reason = completion.finish_reason
+        if reason == "error":
+            return EngineError("vLLM gave this request up")
+        return Chunk(
+            text=completion.text,
+            token_ids=ids,
+            finish_reason="stop" if reason == "repetition" else reason,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+
+
+class Probe:
+    """The engine's numbers, as vLLM hands them to a stat logger.
+
+    vLLM calls that interface unstable: nothing else of ours touches it. Several engine ranks (data parallel) add up.
+    """
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self._ranks: dict[int, Any] = {}
+
+    def loggers(self) -> list[Any]:
+        """For `stat_loggers=`."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        record = self._record
+
+        class Logger(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                self._index = engine_index
+
+            def record(
+                self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+            ) -> None:
+                record(self._index, scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return [Logger]
+
+    def _record(self, rank: int, scheduler: Any, iteration: Any) -> None:
+        if scheduler is not None:
+            self._ranks[rank] = scheduler
+            prefix = scheduler.prefix_cache_stats
+            if prefix is not None:
+                self.meter.prefix(prefix.queries, prefix.hits)
+        if iteration is None:
+            return
+        for seconds in iteration.time_to_first_tokens_iter:
+            self.meter.first_token(seconds)
+        if gaps := iteration.inter_token_latencies_iter:
+            self.meter.token(sum(gaps) / len(gaps))
+        for done in iteration.finished_requests:
+            self.meter.prefill(done.num_prompt_tokens - max(done.num_cached_tokens, 0), done.prefill_time)
+
+    def state(
+        self,
+        *,
+        max_running: int,
+        running: int | None = None,
+        waiting: int | None = None,
+        kv_cache_usage: float | None = None,
+    ) -> EngineState:
+        """The last numbers recorded, where the driver doesn't know fresher ones."""
+        ranks = self._ranks.values()
+        if running is None:
+            running = sum(r.num_running_reqs for r in ranks)
+        if waiting is None:
+            waiting = sum(r.num_waiting_reqs + r.num_skipped_waiting_reqs for r in ranks)
+        if kv_cache_usage is None:
+            kv_cache_usage = max((r.kv_cache_usage for r in ranks), default=0.0)
+        return EngineState(
+            running=running,
+            waiting=waiting,
+            max_running=max_running,
+            kv_cache_usage=kv_cache_usage,
+            ttft_ms=self.meter.ttft_ms,
+            decode_tokens_per_s=self.meter.decode_tokens_per_s,
+            prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
+            prefix_hit_rate=self.meter.prefix_hit_rate,
+        )

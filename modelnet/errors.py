@@ -1,0 +1,127 @@
+"""Every error modelnet raises, as one tree. Each class has a stable `code`, the one that travels on the wire.
+
+ModelnetError
+├── UsageError                 what was asked for makes no sense; nothing was sent
+│   └── MalformedInput         input that is no JSON object, or a field out of range
+├── UnknownTask                no task of this id is known to the network
+├── ConnectionFailed           the bus cannot be reached or does not serve JetStream
+│   └── AuthenticationFailed   the bus refused the credentials
+├── BusFull                    the task stream is at its bound; try again later
+├── TooLarge                   a body exceeds what may travel
+└── TaskError                  a task did not complete; its Final says why
+    ├── TaskFailed             no worker could answer it
+    ├── TaskExpired            its deadline passed
+    └── TaskCancelled          its owner cancelled it
+
+A worker's handler raises `Reject` to fail a task with a code of its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AuthenticationFailed",
+    "BusFull",
+    "ConnectionFailed",
+    "MalformedInput",
+    "ModelnetError",
+    "Reject",
+    "TaskCancelled",
+    "TaskError",
+    "TaskExpired",
+    "TaskFailed",
+    "TooLarge",
+    "UnknownTask",
+    "UsageError",
+]
+
+
+class ModelnetError(Exception):
+    """Base of all errors of this library. `str(error)` is one line for a person, `code` is for programs."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.wire_code = code or self.code
+
+
+class UsageError(ModelnetError):
+    """Raised before anything is sent, for arguments that cannot be meant."""
+
+    code = "usage"
+
+
+class MalformedInput(UsageError):
+    """Raised by the client for an input that is no JSON object or a field out of its range."""
+
+    code = "malformed"
+
+
+class UnknownTask(ModelnetError):
+    """Raised by the client when neither the journal nor the task stream knows the id."""
+
+    code = "unknown_task"
+
+
+class ConnectionFailed(ModelnetError):
+    """Raised by `connect` when no server answers, or answers without JetStream or without the network's streams."""
+
+    code = "no_server"
+
+
+class AuthenticationFailed(ConnectionFailed):
+    """Raised by `connect` when the server refuses the credentials."""
+
+    code = "bad_credentials"
+
+
+class BusFull(ModelnetError):
+    """Raised by `submit` when the task stream is at its bound. Nothing was accepted: try again later."""
+
+    code = "bus_full"
+
+
+class TooLarge(ModelnetError):
+    """Raised by the client for an input, and by a worker for an output, above the limit on bodies."""
+
+    code = "too_large"
+
+
+class TaskError(ModelnetError):
+    """Raised by `Task.result()` when the Final is not `completed`; `wire_code` is the Final's own."""
+
+    code = "failed"
+
+
+class TaskFailed(TaskError):
+    """The task failed: contract violation, no acceptable bid, or every attempt ended in an error."""
+
+    code = "failed"
+
+
+class TaskExpired(TaskError):
+    """The task's deadline passed before an answer was accepted."""
+
+    code = "expired"
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled."""
+
+    code = "cancelled"
+
+
+class Reject(ModelnetError):
+    """Raised by a worker's handler to end its attempt with a code of its own.
+
+    `retryable` says whether another worker may try: false for what is wrong with the task itself.
+    """
+
+    code = "worker_error"
+
+    def __init__(self, message: str, *, code: str | None = None, retryable: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.retryable = retryable

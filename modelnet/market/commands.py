@@ -1,0 +1,93 @@
+"""What a negotiation tells its shell to do. The shell carries; it decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modelnet.messages import Award, Awarded, BidRequest, Final, Transcript, Waiting
+
+__all__ = [
+    "Abandon",
+    "AskForBids",
+    "CancelWork",
+    "Command",
+    "Finished",
+    "Hold",
+    "Record",
+    "SendAward",
+    "StartTimer",
+    "Timer",
+    "Write",
+]
+
+Timer = Literal["window", "award", "notice", "deadline", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskForBids:
+    """Publish the request to the capability's subject."""
+
+    request: BidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Come back with `on_timer(timer, key)` after `delay_s`. `key` tells an outdated timer from a current one."""
+
+    timer: Timer
+    key: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Append an entry to the journal if its last sequence is `expected`; then `on_stored` or `on_refused`."""
+
+    entry: Awarded | Waiting | Final
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendAward:
+    """Send the award to the worker; then `on_award_reply`."""
+
+    worker: str
+    award: Award
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWork:
+    """Tell a worker to stop an attempt."""
+
+    worker: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Keep an auction's transcript."""
+
+    transcript: Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Nobody can take the task now: call `wake` when capacity may be there, or give the task back to the stream."""
+
+    reason: Literal["no_worker", "busy", "no_bids"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The Final stands in the journal: acknowledge the task and forget it."""
+
+    final: Final
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Another negotiator has taken the task over: forget it without acknowledging."""
+
+
+Command = AskForBids | StartTimer | Write | SendAward | CancelWork | Record | Hold | Finished | Abandon

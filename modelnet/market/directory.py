@@ -1,0 +1,157 @@
+"""The directory: which workers live, what they can do, and who could take a task. Pure: times are handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from modelnet.messages import Beat, CapabilityCard, Contract, Task, WorkerCard, matches
+
+__all__ = ["Candidate", "Directory"]
+
+CLAIM_WEIGHT = 8.0
+"""A claimed quality counts as this many observations, against one good and one bad of a uniform prior."""
+
+UNCLAIMED_QUALITY = 0.8
+"""Expected quality of a worker that claims none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that could take a task."""
+
+    worker: str
+    owner: str
+    contract: str
+    quality: float
+    """The negotiator's estimate."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    card: WorkerCard
+    seen: float
+    free: int
+    instance: str
+    draining: bool = False
+
+
+def expected_quality(claim: float | None) -> float:
+    """Mean of a Beta posterior whose only evidence is the worker's own claim, at a bounded weight."""
+    if claim is None:
+        return UNCLAIMED_QUALITY
+    return (CLAIM_WEIGHT * claim + 1) / (CLAIM_WEIGHT + 2)
+
+
+class Directory:
+    """Cards of the workers whose beats arrive, and the contracts ever announced."""
+
+    def __init__(self, *, lost_after_s: float, now: float) -> None:
+        self._lost_after = lost_after_s
+        self._settled_at = now + 2 * lost_after_s / 3
+        self._live: dict[str, _Entry] = {}
+        self._contracts: dict[str, Contract] = {}
+        self._patterns: set[str] = set()
+
+    def settled(self, now: float) -> bool:
+        """False in the first two beats, when a worker that is alive may not have been heard yet."""
+        return now >= self._settled_at
+
+    def learn_contracts(self, contracts: Iterable[Contract]) -> None:
+        """Note contracts from the catalogue."""
+        for contract in contracts:
+            self._contracts[contract.digest] = contract
+            self._patterns.add(contract.capability)
+
+    def contract(self, digest: str) -> Contract | None:
+        """The contract of this digest, if it was ever announced."""
+        return self._contracts.get(digest)
+
+    def knows(self, capability: str) -> bool:
+        """Whether any worker ever announced the capability."""
+        return any(matches(pattern, capability) for pattern in self._patterns)
+
+    def capabilities(self) -> list[str]:
+        """Every capability or prefix ever announced."""
+        return sorted(self._patterns)
+
+    def learn_card(self, card: WorkerCard, now: float) -> None:
+        """Note the card of a worker that has been heard."""
+        self._live[card.worker] = _Entry(card, now, card.slots, card.instance)
+
+    def unknown(self, beat: Beat) -> bool:
+        """Whether the beat's worker must be looked up first: it is new, or another process took its id."""
+        entry = self._live.get(beat.worker)
+        return entry is None or entry.instance != beat.instance
+
+    def hear(self, beat: Beat, now: float) -> None:
+        """Note a beat of a known worker."""
+        entry = self._live.get(beat.worker)
+        if entry is not None and entry.instance == beat.instance:
+            entry.seen = now
+            entry.free = max(beat.slots - len(beat.running), 0)
+            entry.draining = beat.draining
+
+    def forget(self, worker: str) -> None:
+        """Drop a worker that left or is lost."""
+        self._live.pop(worker, None)
+
+    def lost(self, now: float) -> list[str]:
+        """Workers whose beats have been missing for too long; they are dropped."""
+        gone = [worker for worker, entry in self._live.items() if now - entry.seen > self._lost_after]
+        for worker in gone:
+            del self._live[worker]
+        return gone
+
+    def excuse(self, pause_s: float) -> None:
+        """The listener itself was deaf for a while: nobody's silence in that time counts."""
+        for entry in self._live.values():
+            entry.seen += pause_s
+
+    def live(self) -> list[WorkerCard]:
+        """Cards of the living."""
+        return [entry.card for entry in self._live.values()]
+
+    def serves(self, worker: str, capability: str) -> bool:
+        """Whether a living worker bids for the capability."""
+        entry = self._live.get(worker)
+        return entry is not None and _capability(entry.card, capability) is not None
+
+    def candidates(
+        self, task: Task, excluded: frozenset[str], accepts: Callable[[str], bool] = lambda _: True
+    ) -> list[Candidate]:
+        """Living workers that may answer the task: capability, contract, `require`, `exclude`, none of `excluded`.
+
+        `accepts(digest)` says whether the task's input satisfies that contract.
+        """
+        found = (self.candidate(worker, task, accepts) for worker in self._live if worker not in excluded)
+        return [candidate for candidate in found if candidate is not None]
+
+    def candidate(self, worker: str, task: Task, accepts: Callable[[str], bool] = lambda _: True) -> Candidate | None:
+        """This worker, if it lives and may answer the task."""
+        entry = self._live.get(worker)
+        offered = _capability(entry.card, task.capability) if entry is not None else None
+        if entry is None or offered is None or entry.draining:
+            return None
+        if task.contract is not None and offered.contract != task.contract:
+            return None
+        card = entry.card
+        if task.require or task.exclude:
+            facts = (worker, card.owner, offered.model, card.labels)
+            if not all(task.require.holds(*facts)) or any(task.exclude.holds(*facts)):
+                return None
+        if not accepts(offered.contract):
+            return None
+        return Candidate(worker, card.owner, offered.contract, expected_quality(offered.quality))
+
+    def contracts_for(self, capability: str) -> list[Contract]:
+        """Contracts under which the capability is served now; those ever announced for it if nobody lives."""
+        served = {c.contract for e in self._live.values() if (c := _capability(e.card, capability)) is not None}
+        found = [self._contracts[digest] for digest in served if digest in self._contracts]
+        return found or [c for c in self._contracts.values() if matches(c.capability, capability)]
+
+
+def _capability(card: WorkerCard, capability: str) -> CapabilityCard | None:
+    """The most exact of a card's capabilities that covers this one."""
+    found = [c for c in card.capabilities if matches(c.pattern, capability)]
+    return max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)

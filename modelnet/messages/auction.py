@@ -1,0 +1,147 @@
+"""The messages of an auction: BidRequest, Bid or Refusal, Award, Confirm or Decline, Done, CancelAttempt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from .base import Capability, Digest, Identifier, Message, Micro, Part
+from .result import ErrorInfo, Usage
+from .task import Selector
+
+__all__ = [
+    "Award",
+    "AwardReply",
+    "Bid",
+    "BidReply",
+    "BidRequest",
+    "CancelAttempt",
+    "Confirm",
+    "Decline",
+    "Done",
+    "Features",
+    "Refusal",
+    "decode_award_reply",
+    "decode_bid_reply",
+]
+
+
+class Features(Part):
+    """What bidders learn of an input: enough to price it, not what it says."""
+
+    input_bytes: int = Field(ge=0, description="Size of the input as JSON.")
+    shape: Any = Field(
+        default=None,
+        description=(
+            "The input with every string replaced by its length in characters and every number by null, except "
+            "properties that the contract marks x-public. Null if it would be larger than 2 KiB."
+        ),
+    )
+
+
+class BidRequest(Message):
+    """The call for proposals, on `cap.<capability>`. Bids go to the reply subject plus the bidder's id."""
+
+    auction: Identifier
+    negotiator: Identifier
+    capability: Capability
+    features: Features
+    remaining_ms: float = Field(gt=0, description="Until the task's deadline.")
+    window_ms: float = Field(gt=0, description="How long bids are taken.")
+    require: Selector = Field(default_factory=Selector)
+    exclude: Selector = Field(default_factory=Selector)
+    contract: Digest | None = None
+
+
+class Bid(Message):
+    """A binding proposal: this price, and an honest guess of the time."""
+
+    kind: Literal["bid"] = "bid"
+    auction: Identifier
+    worker: Identifier
+    price: Micro = Field(description="Asked price in micro-credits.")
+    p50_ms: float = Field(gt=0, description="Median of the expected time to complete, in ms.")
+    p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
+
+
+class Refusal(Message):
+    """No proposal, and why: so that the auction need not wait for one."""
+
+    kind: Literal["refusal"] = "refusal"
+    auction: Identifier
+    worker: Identifier
+    reason: Literal["busy", "draining", "too_long", "unsupported", "cannot_price"]
+
+
+class Award(Message):
+    """The task itself, to the winner alone, on `worker.<worker>.award`."""
+
+    auction: Identifier
+    negotiator: Identifier
+    task: Identifier
+    tenant: Identifier
+    attempt: int = Field(ge=1, description="Fencing epoch: 1, 2, …")
+    capability: Capability
+    input: dict[str, Any]
+    price: Micro = Field(description="What will be paid for an accepted output.")
+    from_number: int = Field(default=0, ge=0, description="The attempt's first event is numbered from_number + 1.")
+    remaining_ms: float = Field(gt=0, description="Until the task's deadline.")
+
+
+class Confirm(Message):
+    """The winner has begun."""
+
+    kind: Literal["confirm"] = "confirm"
+    worker: Identifier
+
+
+class Decline(Message):
+    """The winner cannot: the runner-up is next."""
+
+    kind: Literal["decline"] = "decline"
+    worker: Identifier
+    reason: Literal["busy", "draining", "too_long", "unsupported", "duplicate"]
+
+
+class CancelAttempt(Message):
+    """Stop this attempt; nothing it still says counts. On `worker.<worker>.cancel`."""
+
+    tenant: Identifier
+    task: Identifier
+    attempt: int = Field(ge=1)
+
+
+class Done(Message):
+    """An attempt has ended. Carries a copy of its last event, so that the Final needs no further read.
+
+    The copy is what is accepted; the event in the result stream is what survives if the negotiator does not.
+    """
+
+    task: Identifier
+    tenant: Identifier
+    worker: Identifier
+    attempt: int = Field(ge=1)
+    number: int = Field(ge=1, description="Number of the attempt's last event.")
+    output: dict[str, Any] | None = None
+    digest: Digest | None = Field(default=None, description="Digest of the output.")
+    error: ErrorInfo | None = None
+    retryable: bool = Field(default=False, description="Whether another worker may try after this error.")
+    usage: Usage | None = None
+
+
+BidReply = Annotated[Bid | Refusal, Field(discriminator="kind")]
+AwardReply = Annotated[Confirm | Decline, Field(discriminator="kind")]
+
+_BID_REPLY: TypeAdapter[Bid | Refusal] = TypeAdapter(BidReply)
+_AWARD_REPLY: TypeAdapter[Confirm | Decline] = TypeAdapter(AwardReply)
+
+
+def decode_bid_reply(body: bytes) -> Bid | Refusal:
+    """The Bid or Refusal in `body`; raises `pydantic.ValidationError`."""
+    return _BID_REPLY.validate_json(body)
+
+
+def decode_award_reply(body: bytes) -> Confirm | Decline:
+    """The Confirm or Decline in `body`; raises `pydantic.ValidationError`."""
+    return _AWARD_REPLY.validate_json(body)

@@ -1,0 +1,49 @@
+"""Transcript: everything an auction's outcome followed from, so that anyone can recompute winner and price."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Capability, Identifier, Message, Micro, Part
+
+__all__ = ["ScoredBid", "Transcript"]
+
+
+class ScoredBid(Part):
+    """A bid with the negotiator's estimates and the score that followed. Units: micro-credits and ms."""
+
+    worker: Identifier
+    owner: Identifier
+    price: Micro
+    p50_ms: float
+    p90_ms: float
+    quality: float = Field(ge=0, le=1, description="The negotiator's estimate, not the bidder's claim.")
+    value: float = Field(description="V: what the answer is worth before its price.")
+    score: float = Field(description="S = V - price.")
+    eligible: bool = Field(description="Within budget, at or above the least quality, and S >= S0.")
+
+
+class Transcript(Message):
+    """One auction. Bids stand in order of score, best first; refusals by worker."""
+
+    auction: Identifier
+    task: Identifier
+    tenant: Identifier
+    capability: Capability
+    negotiator: Identifier
+    attempt: int = Field(ge=1, description="The attempt it was held for.")
+    closed_by: Literal["all_answered", "time_limit"]
+    asked: int = Field(ge=0, description="Live eligible workers when the request went out.")
+    window_ms: float = Field(ge=0, description="From request to close.")
+    remaining_ms: float = Field(description="Until the deadline, at the close.")
+    budget: Micro
+    value: Micro
+    value_of_time: float
+    min_quality: float
+    reference_price: dict[str, Micro] = Field(default_factory=dict, description="By worker, where one was known.")
+    bids: tuple[ScoredBid, ...] = ()
+    refusals: dict[str, str] = Field(default_factory=dict, description="Reason by worker.")
+    winner: Identifier | None = None
+    price: Micro | None = Field(default=None, description="What the winner is paid.")

@@ -1,0 +1,49 @@
+"""The task's journal: what its negotiator decided, in order, each entry by compare-and-set on the one before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from .base import Identifier, Message, Micro
+from .result import Final
+
+__all__ = ["Awarded", "CancelAsked", "JournalEntry", "Waiting", "decode_entry"]
+
+
+class Awarded(Message):
+    """Attempt n was given to a worker. Only events of a pair (worker, attempt) that stands here count."""
+
+    kind: Literal["awarded"] = "awarded"
+    task: Identifier
+    attempt: int = Field(ge=1)
+    worker: Identifier
+    price: Micro
+    from_number: int = Field(default=0, ge=0, description="Events above this number of older attempts are void.")
+    negotiator: Identifier
+
+
+class Waiting(Message):
+    """No worker can take the task now, and why."""
+
+    kind: Literal["waiting"] = "waiting"
+    task: Identifier
+    reason: Literal["no_worker", "busy", "no_bids"]
+    negotiator: Identifier
+
+
+class CancelAsked(Message):
+    """The task's owner wants it cancelled. Whether that came before completion is decided by the journal's order."""
+
+    kind: Literal["cancel"] = "cancel"
+    task: Identifier
+
+
+JournalEntry = Annotated[Awarded | Waiting | CancelAsked | Final, Field(discriminator="kind")]
+_ENTRY: TypeAdapter[Awarded | Waiting | CancelAsked | Final] = TypeAdapter(JournalEntry)
+
+
+def decode_entry(body: bytes) -> Awarded | Waiting | CancelAsked | Final:
+    """The entry in `body`; raises `pydantic.ValidationError`."""
+    return _ENTRY.validate_json(body)

@@ -1,0 +1,129 @@
+"""Result events: what a reader of a task's stream sees while a worker answers, and the Final that ends it.
+
+Numbers run through the whole task. Attempt n starts after `from_number`; what older attempts said above it is void.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from .base import Capability, Digest, Identifier, Message, Micro, Part
+
+__all__ = [
+    "Delta",
+    "ErrorInfo",
+    "Failure",
+    "Final",
+    "Output",
+    "Progress",
+    "Reset",
+    "ResultEvent",
+    "Timings",
+    "Usage",
+    "decode_event",
+]
+
+
+class ErrorInfo(Part):
+    """What went wrong: a stable code for programs, a line for people."""
+
+    code: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    message: str = Field(default="", max_length=4096)
+
+
+class Usage(Part):
+    """What an attempt consumed."""
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    run_ms: float = Field(default=0.0, ge=0, description="From award to last event, on the worker's clock.")
+
+
+class _Numbered(Message):
+    task: Identifier
+    attempt: int = Field(ge=1)
+    worker: Identifier
+    number: int = Field(ge=1, description="Position in the task's stream, from 1, without gaps.")
+
+
+class Delta(_Numbered):
+    """Text to be appended to what came before."""
+
+    kind: Literal["delta"] = "delta"
+    text: str
+
+
+class Progress(_Numbered):
+    """How far the work is."""
+
+    kind: Literal["progress"] = "progress"
+    fraction: float | None = Field(default=None, ge=0, le=1)
+    note: str | None = None
+
+
+class Output(_Numbered):
+    """The whole answer: the last event of an attempt that succeeded."""
+
+    kind: Literal["output"] = "output"
+    output: dict[str, Any]
+    digest: Digest
+    usage: Usage = Field(default_factory=Usage)
+
+
+class Failure(_Numbered):
+    """The last event of an attempt that did not succeed."""
+
+    kind: Literal["error"] = "error"
+    error: ErrorInfo
+    usage: Usage = Field(default_factory=Usage)
+
+
+class Reset(_Numbered):
+    """Everything above `to` is void: a new attempt answers from there. Made by the reader's side, never published."""
+
+    kind: Literal["reset"] = "reset"
+    to: int = Field(ge=0)
+
+
+class Timings(Part):
+    """Where a task's time went, in ms."""
+
+    queued_ms: float = Field(ge=0, description="From the server's timestamp to the first request for bids.")
+    negotiation_ms: float = Field(ge=0, description="Time in auctions and awards, up to the last Confirm.")
+    running_ms: float = Field(ge=0, description="From the accepted attempt's Confirm to its Done.")
+    total_ms: float = Field(ge=0, description="From the server's timestamp to the Final.")
+
+
+class Final(Message):
+    """The end of a task: exactly one for every task accepted, decided by the journal's compare-and-set."""
+
+    kind: Literal["final"] = "final"
+    task: Identifier
+    tenant: Identifier
+    capability: Capability
+    status: Literal["completed", "failed", "expired", "cancelled"]
+    output: dict[str, Any] | None = None
+    digest: Digest | None = Field(default=None, description="Digest of the output.")
+    worker: Identifier | None = None
+    price: Micro | None = Field(default=None, description="Paid, in micro-credits.")
+    attempt: int | None = Field(default=None, ge=1, description="The accepted attempt, or the last one.")
+    attempts: int = Field(default=0, ge=0, description="How many were awarded.")
+    number: int | None = Field(
+        default=None, ge=1, description="One above the accepted attempt's last event; null where none was accepted."
+    )
+    bids: int = Field(default=0, ge=0, description="Bids taken, over all auctions.")
+    usage: Usage | None = None
+    error: ErrorInfo | None = None
+    negotiator: Identifier
+    timings: Timings
+
+
+ResultEvent = Annotated[Delta | Progress | Output | Failure, Field(discriminator="kind")]
+_EVENT: TypeAdapter[Delta | Progress | Output | Failure] = TypeAdapter(ResultEvent)
+
+
+def decode_event(body: bytes) -> Delta | Progress | Output | Failure:
+    """The event in `body`; raises `pydantic.ValidationError`."""
+    return _EVENT.validate_json(body)

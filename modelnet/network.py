@@ -1,0 +1,264 @@
+"""Network: everything a modelnet needs on one machine, as child processes: servers, negotiators, workers.
+
+It keeps its streams and logs in a data folder, writes `network.json` there so that commands find it, and leaves nothing
+running, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from modelnet.bus.connection import connect
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+from modelnet.errors import ModelnetError
+from modelnet.processes import ChildProcess, StartFailed
+from modelnet.settings import NETWORK_FILE, Settings, settings
+
+__all__ = ["DEFAULT_WORKERS", "MODEL_WORKERS", "AlreadyRunning", "Network", "WorkerProcess"]
+
+log = structlog.get_logger("network")
+
+_PORTS_FILE = "ports.json"
+_LOCK_FILE = "lock"
+_LOCK_PATIENCE_S = 20.0
+_WORKER_START_S = 600.0
+"""Long enough for an engine that compiles kernels when it first starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A worker to start: an app path (`workers.tools:app`) or a file, and what to put in its environment."""
+
+    app: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    required: bool = True
+    """Whether the network does not start without it."""
+
+    @property
+    def name(self) -> str:
+        """What its process and its log are called."""
+        return Path(self.app).stem if self.app.endswith(".py") else self.app.partition(":")[0].rpartition(".")[2]
+
+
+MODEL_WORKERS = (WorkerProcess("workers.vllm:app", required=False),)
+DEFAULT_WORKERS = (WorkerProcess("workers.tools:app", required=False), *MODEL_WORKERS)
+
+
+class AlreadyRunning(ModelnetError):
+    """Raised when another process runs a network on the same data folder."""
+
+    code = "already_running"
+
+
+class Network:
+    """`async with Network(data=…) as network:` starts it and waits until tasks can be taken; leaving stops it."""
+
+    def __init__(
+        self,
+        *,
+        data: Path | None = None,
+        negotiators: int = 1,
+        workers: Sequence[WorkerProcess] = DEFAULT_WORKERS,
+        config: Settings | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Servers are started unless `config` names existing ones. `report` gets a line for a person at each step."""
+        self._config = config or settings()
+        self.data = (data or self._config.data).expanduser().resolve()
+        self.url = self._config.url
+        self.redis_url = self._config.redis_url
+        self._negotiator_count = negotiators
+        self._worker_list = tuple(workers)
+        self._report = report
+        self._servers: list[ChildProcess] = []
+        self._negotiators: list[ChildProcess] = []
+        self._workers: list[ChildProcess] = []
+        self._lock: int | None = None
+        self.absent: dict[str, str] = {}
+        """Workers that did not start, and why."""
+
+    @property
+    def processes(self) -> list[ChildProcess]:
+        """All children, servers first."""
+        return [*self._servers, *self._negotiators, *self._workers]
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # ------------------------------------------------------------------ starting
+
+    async def start(self) -> None:
+        """Start what is missing. Raises `AlreadyRunning`, `StartFailed`, or `ConnectionFailed` for servers given."""
+        logs = self.data / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        await self._take_lock()
+        await self._start_servers(logs)
+        names = _distinct([worker.name for worker in self._worker_list])
+        # All at once: a worker waits for the network to stand, and most of its start is imports.
+        await asyncio.gather(
+            self._start_negotiators(logs),
+            *(self._start_worker(name, worker, logs) for name, worker in zip(names, self._worker_list, strict=True)),
+        )
+        if self._worker_list and not self._workers:
+            self._report("no worker is running: tasks will wait for one")
+        self._write(NETWORK_FILE, {"url": self.url, "redis_url": self.redis_url, "pid": os.getpid()})
+
+    async def _take_lock(self) -> None:
+        """Children inherit the lock: after a kill -9 it is free only once the last of them has let go of the data."""
+        self._lock = os.open(self.data / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        waited = 0.0
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = self._read(_LOCK_FILE).get("pid")
+                if waited >= _LOCK_PATIENCE_S or (isinstance(holder, int) and _alive(holder)):
+                    os.close(self._lock)
+                    self._lock = None
+                    who = f"process {holder}" if holder else "another process"
+                    raise AlreadyRunning(
+                        f"{who} runs a network in {self.data}: stop it, or choose another folder with --data"
+                    ) from None
+                if not waited:
+                    self._report("waiting for the processes of an earlier network to end")
+                await asyncio.sleep(0.1)
+                waited += 0.1
+            else:
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, json.dumps({"pid": os.getpid()}).encode(), 0)
+                return
+
+    async def _start_servers(self, logs: Path) -> None:
+        ports = self._read(_PORTS_FILE)
+        held = () if self._lock is None else (self._lock,)
+        if not self.url:
+            nats = EmbeddedNats(self.data / "nats", port=ports.get("nats"), log_dir=logs, pass_fds=held)
+            self._servers.append(nats)
+            self.url, ports["nats"] = nats.url, nats.port
+        if not self.redis_url:
+            redis = EmbeddedRedis(self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held)
+            self._servers.append(redis)
+            self.redis_url, ports["redis"] = redis.url, redis.port
+        self._write(_PORTS_FILE, ports)
+        await asyncio.gather(*(server.start() for server in self._servers))
+        probe = await connect(self._config.model_copy(update={"url": self.url}), "modelnet-up")
+        await probe.close()
+        for server in self._servers:
+            self._report(f"{server.name} is up")
+
+    async def _start_negotiators(self, logs: Path) -> None:
+        for number in range(1, self._negotiator_count + 1):
+            name = "negotiator" if self._negotiator_count == 1 else f"negotiator-{number}"
+            self._negotiators.append(
+                self._child(name, "workers.negotiator:app", logs, ready=b"negotiator_started", env={})
+            )
+        await asyncio.gather(*(negotiator.start() for negotiator in self._negotiators))
+        self._report(
+            "1 negotiator is up" if self._negotiator_count == 1 else f"{self._negotiator_count} negotiators up"
+        )
+
+    async def _start_worker(self, name: str, worker: WorkerProcess, logs: Path) -> None:
+        if not worker.required and not _importable(worker.app):
+            self._leave_out(name, "it is not installed")
+            return
+        child = self._child(name, worker.app, logs, ready=b"workers_joined", env=worker.env)
+        self._workers.append(child)
+        try:
+            await child.start(_WORKER_START_S)
+        except StartFailed as failure:
+            self._workers.remove(child)
+            reason = str(failure).strip().rpartition("\n")[2].removeprefix("error: ")
+            if worker.required:
+                raise StartFailed(f"worker {name} did not start: {reason} (all of it: {logs / name}.log)") from failure
+            self._leave_out(name, reason)
+        else:
+            self._report(f"worker {name} has joined")
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.absent[name] = reason
+        self._report(f"worker {name} is left out: {reason}")
+
+    def _child(self, name: str, app: str, logs: Path, *, ready: bytes, env: Mapping[str, str]) -> ChildProcess:
+        """A Python process of the network; it is told where the servers are."""
+        where = {"MODELNET_URL": self.url, "MODELNET_REDIS_URL": self.redis_url, "MODELNET_LOG_FORMAT": "json"}
+        command = [sys.executable, "-m", "modelnet.run", app]
+        return ChildProcess(name, command, log_dir=logs, ready=ready, env={**where, **env})
+
+    # ------------------------------------------------------------------ stopping
+
+    async def stop(self, grace_s: float = 15.0) -> None:
+        """Stop workers, then negotiators, then servers, so that each can still finish what it owes the next."""
+        for group in (self._workers, self._negotiators, self._servers):
+            await asyncio.gather(*(child.stop(grace_s) for child in group))
+            group.clear()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                (self.data / NETWORK_FILE).unlink()
+            os.close(self._lock)
+            self._lock = None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.data / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Whole or not at all: a reader must never see half a file."""
+        fresh = self.data / f"{name}.new"
+        fresh.write_text(json.dumps(content))
+        fresh.replace(self.data / name)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each that came before."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
+
+
+def _importable(app: str) -> bool:
+    if app.endswith(".py"):
+        return True
+    try:
+        return importlib.util.find_spec(app.partition(":")[0]) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,72 @@
+"""Configuration: one settings object, every field from `MODELNET_*` in the environment, shown by `modelnet config`."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["NETWORK_FILE", "Settings", "settings"]
+
+NETWORK_FILE = "network.json"
+"""Written by `modelnet up` into its data folder, so that commands on the same machine find the network."""
+
+
+def default_data_dir() -> Path:
+    """`.modelnet` in the home folder: where `modelnet up` keeps streams and logs unless told otherwise."""
+    return Path.home() / ".modelnet"
+
+
+class Settings(BaseSettings):
+    """All settings of clients, workers and the network's own processes."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELNET_", extra="ignore")
+
+    url: str = Field(default="", description="NATS servers, comma-separated. Empty: the network started by `up`.")
+    redis_url: str = Field(default="", description="Redis. Empty: the network started by `up`.")
+    data: Path = Field(default_factory=default_data_dir, description="Data folder of `modelnet up`.")
+    tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
+    owner: str = Field(default="local", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who owns workers started here.")
+    user: str = Field(default="", description="User name for the NATS server.")
+    password: str = Field(default="", description="Password for the NATS server.", repr=False)
+    connect_timeout_s: float = Field(default=3.0, gt=0, description="Give up connecting after this many seconds.")
+    beat_s: float = Field(default=1.0, gt=0, description="Seconds between a worker's beats.")
+    missed_beats: int = Field(default=3, ge=1, description="Beats missed before a worker counts as lost.")
+    bid_window_ms: float = Field(default=200.0, gt=0, description="Longest time that an auction takes bids.")
+    award_timeout_ms: float = Field(default=2000.0, gt=0, description="Longest wait for Confirm or Decline.")
+    ack_wait_s: float = Field(default=10.0, ge=1, description="A negotiator silent for so long loses its tasks.")
+    max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
+    max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds at once.")
+    max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Largest input or output.")
+    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_format: str = Field(default="auto", description="json, console, or auto: console on a terminal.")
+
+    @property
+    def servers(self) -> list[str]:
+        """Where to connect: the URL given, else the network that `up` runs on this machine, else the NATS default."""
+        if self.url:
+            return [part.strip() for part in self.url.split(",") if part.strip()]
+        return [self.running_network().get("url", "nats://127.0.0.1:4222")]
+
+    @property
+    def redis(self) -> str:
+        """The Redis URL given, else that of the network that `up` runs on this machine, else the Redis default."""
+        return self.redis_url or self.running_network().get("redis_url", "redis://127.0.0.1:6379/0")
+
+    def running_network(self) -> dict[str, Any]:
+        """What `modelnet up` has written of itself, or nothing."""
+        try:
+            found = json.loads((self.data / NETWORK_FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@lru_cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

@@ -1,0 +1,151 @@
+"""Model folders for tests, written without torch: a tiny Llama of random weights, and one that follows a chain."""
+
+import itertools
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, INNER, CONTEXT = 64, 2, 1, 32, 2, 128, 2048
+
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+
+# What the chain model answers, token by token; no byte twice, so each has one successor.
+CHAIN = "aé日€z"
+# Each the other's successor: a prompt that ends in one of them is answered until the context is full.
+LOOP = "!?"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    path: Path
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def byte_id(self, byte: int) -> int:
+        """The token of one byte, by the byte-level alphabet."""
+        shown = pre_tokenizers.ByteLevel.alphabet()
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        char = chr(byte) if byte in printable else chr(256 + sum(b not in printable for b in range(byte)))
+        assert char in shown
+        token = self.tokenizer.token_to_id(char)
+        assert token is not None
+        return int(token)
+
+
+def write_random(path: Path, *, seed: int = 0, chat: bool = True) -> Folder:
+    """Tied embeddings and bf16."""
+    folder = _write_texts(path, tied=True, chat=chat)
+    random = np.random.default_rng(seed)
+    vocab = folder.tokenizer.get_vocab_size()
+    tensors = _layers(lambda *shape: random.normal(0, 4 / np.sqrt(shape[-1]), shape))
+    tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, HIDDEN))
+    tensors["model.embed_tokens.weight"][:2] = 0  # the special tokens are never the likeliest
+    write_safetensors(path / "model.safetensors", tensors)
+    return folder
+
+
+def write_chain(path: Path) -> Folder:
+    """Its layers add nothing; its head maps a token to its successor in `CHAIN`, the last to the end of text."""
+    folder = _write_texts(path, tied=False, chat=False)
+    vocab = folder.tokenizer.get_vocab_size()
+    embed = np.random.default_rng(1).choice([-1.0, 1.0], (vocab, HIDDEN))
+    head = np.zeros((vocab, HIDDEN))
+    ids = [folder.byte_id(byte) for byte in CHAIN.encode()] + [1]
+    assert len(set(ids)) == len(ids)
+    for this, following in itertools.pairwise(ids):
+        head[following] = embed[this]
+    ping, pong = (folder.byte_id(ord(char)) for char in LOOP)
+    head[pong], head[ping] = embed[ping], embed[pong]
+    tensors = _layers(lambda *shape: np.zeros(shape))
+    write_safetensors(
+        path / "model.safetensors", {**tensors, "model.embed_tokens.weight": embed, "lm_head.weight": head}
+    )
+    return folder
+
+
+def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    """As bf16, by cutting float32 short."""
+    header: dict[str, Any] = {}
+    blobs = []
+    offset = 0
+    for name, values in tensors.items():
+        blob = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": [offset, offset + len(blob)]}
+        offset += len(blob)
+        blobs.append(blob)
+    head = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(blobs))
+
+
+def _layers(draw: Any) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {"model.norm.weight": np.ones(HIDDEN)}
+    shapes = {
+        "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
+    for n in range(LAYERS):
+        for name, shape in shapes.items():
+            tensors[f"model.layers.{n}.{name}.weight"] = draw(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{n}.{name}.weight"] = np.ones(HIDDEN)
+    return tensors
+
+
+def _write_texts(path: Path, *, tied: bool, chat: bool) -> Folder:
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "bfloat16",
+    }
+    texts: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": CONTEXT,
+    }
+    if chat:
+        texts["chat_template"] = CHAT_TEMPLATE
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer_config.json").write_text(json.dumps(texts))
+    return Folder(path, tokenizer)

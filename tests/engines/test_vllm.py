@@ -1,0 +1,86 @@
+"""What only vLLM's drivers do: options, environment, agreement with the NumPy engine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from modelnet.engines import EngineUnavailable, Prompt, Sampling, open_engine, vllm_available
+from modelnet.engines.vllm_setup import engine_options, prepare_environment
+from tests.engines.models import Folder, write_random
+
+needs_vllm = pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
+MIB = 1 << 20
+
+
+@needs_vllm
+async def test_vllm_and_numpy_agree_in_float32(random_folder: Folder) -> None:
+    numpy = open_engine(random_folder.name, kind="numpy")
+    vllm = open_engine(random_folder.name, kind="vllm", dtype="float32", max_model_len=128)
+    answers = []
+    for engine in (numpy, vllm):
+        await engine.start()
+        sampling = Sampling(temperature=0, max_tokens=40)
+        chunks = [c async for c in engine.generate("r", Prompt(text="the quick brown fox"), sampling)]
+        answers.append(("".join(c.text for c in chunks), [t for c in chunks for t in c.token_ids]))
+        await engine.close()
+    assert vllm.max_model_len == 128
+    assert answers[0] == answers[1]
+
+
+@needs_vllm
+async def test_what_cannot_start_says_why_and_leaves_others_alone(random_folder: Folder, folder: Path) -> None:
+    good = open_engine(random_folder.name, kind="vllm")
+    await good.start()
+    odd = open_engine(random_folder.name, kind="vllm", kv_cash=1)
+    with pytest.raises(EngineUnavailable, match="kv_cash"):
+        await odd.start()
+    empty = open_engine(str(folder), kind="vllm")
+    with pytest.raises(EngineUnavailable, match="did not start"):
+        await empty.start()
+    chunks = [c async for c in good.generate("r", Prompt(text="a"), Sampling(max_tokens=3))]
+    assert chunks[-1].completion_tokens == 3
+    await good.close()
+
+
+def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch, random_folder: Folder) -> None:
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "x")  # restored afterwards
+    monkeypatch.delenv("DO_NOT_TRACK")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    prepare_environment(random_folder.name, in_process=False)
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    prepare_environment(random_folder.name, in_process=True)
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_offline_is_the_default_for_a_local_folder_only(monkeypatch: pytest.MonkeyPatch, random_folder: Folder) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "x")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    prepare_environment("someone/some-model", in_process=False)
+    assert "HF_HUB_OFFLINE" not in os.environ
+    prepare_environment(random_folder.name, in_process=False)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_cache_memory_on_a_cpu_suits_the_model(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("modelnet.engines.vllm_setup.has_gpu", lambda: False)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    write_random(folder)  # 256 bytes a token in bf16
+    assert engine_options(str(folder), {})["kv_cache_memory_bytes"] == 16 * MIB
+    assert engine_options(str(folder), {"max_model_len": 1 << 13})["kv_cache_memory_bytes"] == 64 * MIB
+    assert engine_options(str(folder), {"max_model_len": 1 << 18})["kv_cache_memory_bytes"] == 128 * MIB
+    assert engine_options(str(folder), {"kv_cache_memory_bytes": 7})["kv_cache_memory_bytes"] == 7
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "kv_cache_memory_bytes" not in engine_options(str(folder), {})
+
+
+def test_a_gpu_keeps_vllms_own_defaults(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("modelnet.engines.vllm_setup.has_gpu", lambda: True)
+    options = engine_options(str(folder), {"tensor_parallel_size": 2})
+    assert options == {"model": str(folder), "use_tqdm_on_load": False, "tensor_parallel_size": 2}

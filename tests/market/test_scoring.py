@@ -1,0 +1,221 @@
+"""What a bid is worth and what its winner is paid: formulas against numbers, and the rules that must always hold."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist, fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelnet.market.scoring import (
+    RESERVE_MARGIN,
+    SCORE_FLOOR,
+    Offered,
+    Terms,
+    expected_lateness_s,
+    expected_time_s,
+    payment,
+    rank,
+    score,
+    tie_break,
+)
+from modelnet.messages import Bid, ScoredBid, Task
+
+UNIFORM = [(n + 0.5) / 50_000 for n in range(50_000)]
+QUANTILES = [NormalDist().inv_cdf(u) for u in UNIFORM]
+
+
+def offered(worker: str, price: int, *, p50_s: float = 1.0, p90_s: float = 2.0, quality: float = 1.0) -> Offered:
+    bid = Bid(auction="a", worker=worker, price=price, p50_ms=p50_s * 1e3, p90_ms=p90_s * 1e3)
+    return Offered(bid, f"owner-of-{worker}", quality)
+
+
+def terms(budget: int = 1000, **given: float) -> Terms:
+    task = Task(capability="a", input={}, budget=budget, **{k: v for k, v in given.items() if k != "remaining_s"})
+    return Terms.of(task, given.get("remaining_s", 60.0))
+
+
+def samples(p50_s: float, p90_s: float) -> list[float]:
+    """Equally likely times of the log-normal with this median and 90th percentile."""
+    deviation = math.log(p90_s / p50_s) / NormalDist().inv_cdf(0.9)
+    return [p50_s * math.exp(deviation * z) for z in QUANTILES]
+
+
+TIMES = [(1.0, 1.0001), (1.0, 1.2), (0.05, 0.2), (3.0, 9.0), (100.0, 150.0)]
+
+
+@pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
+def test_expected_time_is_the_mean(p50_s: float, p90_s: float) -> None:
+    assert expected_time_s(p50_s, p90_s) == pytest.approx(fmean(samples(p50_s, p90_s)), rel=1e-3)
+
+
+@pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
+@pytest.mark.parametrize("share", [0.1, 0.7, 1.0, 1.5, 4.0])
+def test_expected_lateness_is_the_mean_of_what_lies_beyond(p50_s: float, p90_s: float, share: float) -> None:
+    deadline = share * p50_s
+    late = fmean(max(t - deadline, 0.0) for t in samples(p50_s, p90_s))
+    assert expected_lateness_s(p50_s, p90_s, deadline) == pytest.approx(late, rel=1e-2, abs=1e-4 * p50_s)
+
+
+def test_past_the_deadline_all_the_time_is_late() -> None:
+    assert expected_lateness_s(1.0, 1.5, -2.0) == pytest.approx(expected_time_s(1.0, 1.5) + 2.0)
+    assert expected_lateness_s(1.0, 1.5, 0.0) == pytest.approx(expected_time_s(1.0, 1.5))
+
+
+def test_a_90th_percentile_below_the_median_counts_as_the_median() -> None:
+    assert expected_time_s(2.0, 1.0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("p90_s", [1e3, 1e9, 1e200])
+def test_absurd_claims_of_time_give_a_finite_score(p90_s: float) -> None:
+    for remaining_s in (-1.0, 0.0, 1e-9, 60.0):
+        found = score(terms(remaining_s=remaining_s), offered("w", 1, p50_s=1e-9, p90_s=p90_s))
+        assert math.isfinite(found.score)
+        assert ScoredBid.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_score_is_the_formula() -> None:
+    found = score(terms(1000, value=500, value_of_time=10.0), offered("w", 100, quality=0.9))
+    late = 500 * expected_lateness_s(1.0, 2.0, 60.0)
+    assert found.value == pytest.approx(500 * 0.9 - 10 * expected_time_s(1.0, 2.0) - late)
+    assert found.score == pytest.approx(found.value - 100)
+
+
+def test_defaults_of_a_task() -> None:
+    assert Terms.of(Task(capability="a", input={}), 5.0) == Terms(1000, 1000, 10.0, 1000.0, 0.0, 5.0)
+    explicit = Task(capability="a", input={}, budget=7, value=50, value_of_time=0, min_quality=0.5)
+    assert Terms.of(explicit, 5.0) == Terms(7, 50, 0, 50.0, 0.5, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (offered("w", 10), offered("w", 11)),
+        (offered("w", 10, quality=0.9), offered("w", 10, quality=0.8)),
+        (offered("w", 10, p50_s=0.5), offered("w", 10, p50_s=1.0)),
+        (offered("w", 10, p90_s=1.5), offered("w", 10, p90_s=3.0)),
+        (offered("w", 10, p50_s=70.0, p90_s=80.0), offered("w", 10, p50_s=71.0, p90_s=80.0)),
+    ],
+    ids=["price", "quality", "time", "certainty", "lateness"],
+)
+def test_better_scores_higher(better: Offered, worse: Offered) -> None:
+    assert score(terms(), better).score > score(terms(), worse).score
+
+
+def test_more_time_left_never_lowers_a_score() -> None:
+    found = [score(terms(remaining_s=left), offered("w", 10, p50_s=5, p90_s=20)).score for left in range(-5, 60)]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("bid", "eligible"),
+    [
+        (offered("w", 1000, quality=1.0), False),  # worth 1000 less its time: not its price
+        (offered("w", 900), True),
+        (offered("w", 1001), False),
+        (offered("w", 10, quality=0.49), False),
+        (offered("w", 10, quality=0.5), True),
+        (offered("w", 10, p50_s=59, p90_s=70), False),  # two seconds late on average
+    ],
+)
+def test_eligible(bid: Offered, eligible: bool) -> None:
+    assert score(terms(min_quality=0.5), bid).eligible is eligible
+
+
+def test_a_budget_above_the_value_does_not_buy_what_is_not_worth_it() -> None:
+    assert not score(terms(1000, value=50), offered("w", 60)).eligible
+
+
+bids = st.lists(
+    st.builds(
+        offered,
+        st.integers(0, 10_000).map("w{}".format),
+        st.integers(0, 1200),
+        p50_s=st.floats(0.001, 100),
+        p90_s=st.floats(0.001, 500),
+        quality=st.floats(0, 1),
+    ),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda o: o.bid.worker,
+)
+
+
+@given(bids, st.randoms(use_true_random=False))
+def test_the_order_of_arrival_does_not_matter(found: list[Offered], random: object) -> None:
+    ranking = rank("task", terms(), found)
+    random.shuffle(found)  # type: ignore[attr-defined]
+    assert rank("task", terms(), found) == ranking
+
+
+@given(bids)
+def test_the_eligible_stand_first_and_each_group_in_order_of_score(found: list[Offered]) -> None:
+    ranking = rank("task", terms(), found)
+    assert [b.eligible for b in ranking] == sorted((b.eligible for b in ranking), reverse=True)
+    for group in (True, False):
+        scores = [b.score for b in ranking if b.eligible is group]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_ties_break_by_task_and_worker() -> None:
+    tied = [offered(f"w{n}", 10) for n in range(8)]
+    winners = {rank(f"task{n}", terms(), tied)[0].worker for n in range(200)}
+    assert len(winners) == 8  # nobody is favoured by its name
+    assert rank("task1", terms(), tied)[0].worker == min(
+        (f"w{n}" for n in range(8)), key=lambda w: tie_break("task1", w)
+    )
+
+
+@given(bids, st.none() | st.integers(0, 2000))
+def test_bounds_of_the_payment(found: list[Offered], reference: int | None) -> None:
+    ranking = [bid for bid in rank("task", terms(), found) if bid.eligible]
+    if ranking:
+        winner, rest = ranking[0], ranking[1:]
+        paid = payment(terms(), winner, rest, reference)
+        assert winner.price <= paid <= max(winner.price, 1000)
+        if reference is not None:
+            assert paid <= max(winner.price, RESERVE_MARGIN * reference)
+        # The publisher is never worse off than with the runner-up at its own price.
+        assert winner.value - paid >= max([SCORE_FLOOR, *(b.score for b in rest)]) - 1e-6
+
+
+@given(bids)
+def test_another_bid_never_raises_the_payment(found: list[Offered]) -> None:
+    ranking = [bid for bid in rank("task", terms(), found) if bid.eligible]
+    paid = [payment(terms(), ranking[0], ranking[1 : n + 1], None) for n in range(len(ranking))] if ranking else []
+    assert paid == sorted(paid, reverse=True)
+
+
+def test_a_lone_bidder_is_paid_the_reserve() -> None:
+    (winner,) = rank("task", terms(), [offered("w", 10)])
+    assert payment(terms(), winner, [], 100) == 125
+    assert payment(terms(), winner, [], 4) == 10  # its own price, above the reserve: a first price
+    assert payment(terms(), winner, [], None) == math.floor(winner.value)
+
+
+def test_bids_that_may_not_win_do_not_set_the_price() -> None:
+    winner, other = rank("task", terms(), [offered("w", 10), offered("x", 1001)])
+    assert payment(terms(), winner, [other], None) == payment(terms(), winner, [], None)
+
+
+@pytest.mark.parametrize("rivals", [[], [200], [200, 205, 700], [999]], ids=str)
+@pytest.mark.parametrize("quality", [0.6, 1.0])
+@pytest.mark.parametrize("cost", [0, 1, 150, 199, 200, 201, 500, 980, 1200])
+def test_naming_the_true_price_is_dominant(rivals: list[int], quality: float, cost: int) -> None:
+    """Without a reference price the reserve is the budget, and no answer is worth more: it never binds."""
+
+    def gain(price: int) -> int:
+        others = [offered(f"rival{n}", rival, quality=0.8) for n, rival in enumerate(rivals)]
+        ranking = [b for b in rank("task", terms(), [offered("w", price, quality=quality), *others]) if b.eligible]
+        if not ranking or ranking[0].worker != "w":
+            return 0
+        return payment(terms(), ranking[0], ranking[1:], None) - cost
+
+    honest = gain(cost)
+    assert honest >= 0
+    for price in range(0, 1300, 7):
+        assert gain(price) <= honest, price
+    for price in range(max(cost - 5, 0), cost + 6):
+        assert gain(price) <= honest, price

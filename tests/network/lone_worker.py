@@ -1,0 +1,25 @@
+"""A worker to be killed: `python -m modelnet.run tests.network.lone_worker:app` says five words, then nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import modelnet
+
+WORDS = ["one ", "two ", "three ", "four ", "five "]
+
+worker = modelnet.Worker(os.environ.get("LONE_NAME", "lone"), slots=2)
+
+
+@worker.capability("lone.speak", price=1)
+async def speak(ctx: modelnet.Context, input: dict[str, Any]) -> AsyncIterator[str]:
+    """Words, one by one, then silence."""
+    for word in WORDS:
+        yield word
+    await asyncio.Event().wait()
+
+
+app = worker.app

@@ -1,0 +1,85 @@
+"""Nothing is kept of a task that has ended: no container of a negotiator or a worker grows with the work done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sized
+from typing import Any
+
+import pytest
+
+import modelnet
+from modelnet.bus import subjects
+from modelnet.market import Line
+from modelnet.messages import Task
+from tests.network.stage import PATIENCE_S, Network
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Json = dict[str, Any]
+
+
+def sizes(party: object) -> dict[str, int]:
+    """How much each container of an object holds."""
+    found = vars(party).items()
+    return {name: len(value) for name, value in found if isinstance(value, Sized) and not isinstance(value, str)}
+
+
+async def until_quiet(network: Network, *parties: object) -> None:
+    """Wait, a beat at a time, until no party holds anything of a task."""
+    of_tasks = {"_held", "_by_auction", "_waiting", "_writes", "_awards", "_records", "_running", "_jobs", "_unstored"}
+    async with network.ear("beat.*") as beats, asyncio.timeout(PATIENCE_S):
+        while any(size for party in parties for name, size in sizes(party).items() if name in of_tasks):
+            await beats.next()
+
+
+async def mixed_load(network: Network, rounds: int) -> None:
+    """Every way a task can end: completed, failed, expired, cancelled, unknown, malformed, waited for, declined."""
+    client, tasks = network.client, []
+    for n in range(rounds):
+        tasks += [
+            await client.submit("memory.echo", {"n": n}),
+            await client.submit("memory.fail", {}),
+            await client.submit("memory.sleep", {}, deadline_s=0.3),
+            await client.submit("memory.echo", {}, require={"worker": "nobody"}, deadline_s=0.3),
+            await client.submit("memory.echo", {}, budget=0),
+            await client.submit("memory.unknown", {}),
+        ]
+        cancelled = await client.submit("memory.sleep", {})
+        await cancelled.cancel()
+        wrong = Task(capability="memory.echo", input={})
+        await network.bus.request(subjects.task(wrong), b"garbage", timeout=5)
+        tasks += [cancelled, client.task(wrong.id)]
+    async with asyncio.timeout(PATIENCE_S):
+        statuses = {(await task.final()).status for task in tasks}
+    assert statuses == {"completed", "failed", "expired", "cancelled"}
+
+
+async def test_no_container_grows_with_the_work_done(network: Network) -> None:
+    (negotiator,) = network.negotiators
+    worker = network.worker("thrifty", slots=4)
+
+    @worker.capability("memory.echo", price=1)
+    async def echo(ctx: modelnet.Context, input: Json) -> Json:
+        return input
+
+    @worker.capability("memory.fail")
+    async def fail(ctx: modelnet.Context, input: Json) -> Json:
+        raise ValueError("always")
+
+    @worker.capability("memory.sleep")
+    async def sleep(ctx: modelnet.Context, input: Json) -> Json:
+        await asyncio.Event().wait()
+        return {}
+
+    await network.join(worker)
+    await mixed_load(network, 2)
+    await until_quiet(network, negotiator, worker)
+    before = sizes(negotiator), sizes(worker)
+    await mixed_load(network, 15)
+    await until_quiet(network, negotiator, worker)
+    assert (sizes(negotiator), sizes(worker)) == before
+    assert negotiator._intake.held == 0
+    waiting = negotiator._waiting
+    assert isinstance(waiting, Line)
+    assert sizes(waiting) == {"_lines": 0}

@@ -1,0 +1,177 @@
+"""Several negotiators share the work; one that stops, or dies, loses nothing and repeats no Final."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modelnet
+from modelnet.bus import subjects
+from modelnet.bus.streams import last_sequence
+from modelnet.messages import Awarded, Final, Task, Waiting, decode_entry
+from modelnet.processes import ChildProcess
+from tests.network.stage import PATIENCE_S, Network
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Json = dict[str, Any]
+
+
+async def crew(
+    network: Network, capability: str, count: int = 3, slots: int = 8, answered: list[int] | None = None
+) -> list[modelnet.Worker]:
+    """Workers that answer with the number they got, and note it."""
+    workers = [network.worker(f"{capability.replace('.', '-')}-{n}", slots=slots) for n in range(count)]
+    for worker in workers:
+
+        @worker.capability(capability)
+        async def answer(ctx: modelnet.Context, input: Json) -> Json:
+            if answered is not None:
+                answered.append(input["n"])
+            return {"n": input["n"]}
+
+    await network.join(*workers)
+    return workers
+
+
+async def finals_of(network: Network, tenant: str) -> Counter[str]:
+    """How many Finals the journal holds for each task of a tenant."""
+    return Counter(summary.task for summary in await network.client.tasks(tenant=tenant) if summary.final is not None)
+
+
+async def test_three_negotiators_share_300_tasks(bare_network: Network) -> None:
+    network = bare_network
+    negotiators = [await network.negotiator() for _ in range(3)]
+    answered: list[int] = []
+    await crew(network, "share.many", answered=answered)
+    async with network.ear("journal.many.*.final") as ends:
+        tasks = await asyncio.gather(
+            *(network.client.submit("share.many", {"n": n}, tenant="many") for n in range(300))
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            finals = [await task.result() for task in tasks]
+        stored = [Final.decode(msg.data) for msg in ends.heard]
+    assert [final.output for final in finals] == [{"n": n} for n in range(300)]
+    assert len({final.task for final in stored}) == 300
+    assert len(await finals_of(network, "many")) == 300
+    done_by = Counter(final.negotiator for final in finals)
+    assert set(done_by) == {negotiator.id for negotiator in negotiators}, done_by
+    assert sorted(answered) == list(range(300)), "one was run twice, or never"
+    for negotiator in negotiators:
+        await network.stop(negotiator)
+
+
+async def test_a_negotiator_that_stops_gives_its_tasks_back_at_once(bare_network: Network) -> None:
+    network = bare_network
+    first = await network.negotiator()
+    worker, gate, begun = network.worker("gatekeeper", slots=1), asyncio.Event(), asyncio.Event()
+
+    @worker.capability("share.stop")
+    async def wait(ctx: modelnet.Context, input: Json) -> Json:
+        begun.set()
+        await gate.wait()
+        return {}
+
+    await network.join(worker)
+    tasks = [await network.client.submit("share.stop", {"n": n}) for n in range(20)]
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
+    async with network.ear(subjects.stream_of("default", tasks[-1].id)) as news:
+        await news.until(lambda heard: any(isinstance(decode_entry(msg.data), Waiting) for msg in heard))
+    second = await network.negotiator()
+    stopped_at = asyncio.get_running_loop().time()
+    await network.stop(first)
+    gate.set()
+    async with asyncio.timeout(PATIENCE_S):
+        finals = [await task.result() for task in tasks]
+    assert asyncio.get_running_loop().time() - stopped_at < network.config.ack_wait_s - 2, "nobody gave them back"
+    assert {final.negotiator for final in finals} == {second.id}
+    await network.stop(second)
+
+
+async def test_tasks_of_a_killed_negotiator_go_to_another(bare_network: Network, tmp_path: Path) -> None:
+    network = bare_network
+    begun, killed = asyncio.Queue[int](), False
+    worker = network.worker("patient", slots=4)
+
+    @worker.capability("share.kill")
+    async def wait(ctx: modelnet.Context, input: Json) -> Json:
+        begun.put_nowait(ctx.attempt)
+        if not killed:
+            await asyncio.Event().wait()
+        return {"attempt": ctx.attempt}
+
+    await network.join(worker)
+    environment = {"MODELNET_URL": network.config.url, "MODELNET_BEAT_S": "0.2", "MODELNET_ACK_WAIT_S": "2"}
+    doomed = ChildProcess(
+        "negotiator",
+        [sys.executable, "-m", "modelnet.run", "workers.negotiator:app"],
+        log_dir=tmp_path,
+        ready=b"negotiator_started",
+        restart=False,
+        env=environment,
+    )
+    await doomed.start()
+    try:
+        tasks = [await network.client.submit("share.kill", {"n": n}, tenant="kill") for n in range(8)]
+        async with asyncio.timeout(PATIENCE_S):
+            assert [await begun.get() for _ in range(4)] == [1] * 4
+        doomed.kill()
+        killed = True
+        heir = await network.negotiator(ack_wait_s=2)
+        async with asyncio.timeout(2 * PATIENCE_S):
+            finals = [await task.result() for task in tasks]
+    finally:
+        await doomed.stop()
+    assert {final.negotiator for final in finals} == {heir.id}
+    assert [final.status for final in finals] == ["completed"] * 8
+    assert sum(final.attempts >= 2 for final in finals) >= 4, "four were running when their negotiator died"
+    assert set((await finals_of(network, "kill")).values()) == {1}
+    await network.stop(heir)
+
+
+async def test_a_task_that_has_ended_is_not_run_again_by_one_who_comes_later(bare_network: Network) -> None:
+    """After its crash a server delivers again, as if for the first time, what it had delivered before."""
+    network, answered = bare_network, list[int]()
+    negotiator = await network.negotiator()
+    await crew(network, "share.again", count=1, answered=answered)
+    task = Task(capability="share.again", input={"n": 1})
+    await network.bus.request(subjects.task(task), task.encode(), timeout=5)
+    final = await network.client.task(task.id).result()
+    await network.stop(negotiator)
+    await network.bus.request(subjects.task(task), task.encode(), timeout=5)
+    heir = await network.negotiator()
+    async with network.ear("$JS.ACK.TASKS.>") as acks:
+        other = Task(capability="share.again", input={"n": 2})
+        await network.bus.request(subjects.task(other), other.encode(), timeout=5)
+        await network.client.task(other.id).result()
+        await acks.until(lambda heard: b"+ACK" in {msg.data for msg in heard})
+    assert answered == [1, 2]
+    assert await network.client.task(task.id).final() == final
+    await network.stop(heir)
+
+
+async def test_what_a_dead_negotiator_awarded_counts_no_more(bare_network: Network) -> None:
+    """The journal names an award of a negotiator that is gone; the next one gives the task to a new attempt."""
+    network = bare_network
+    negotiator = await network.negotiator()
+    await crew(network, "share.orphan", count=1)
+    before = await last_sequence(network.bus, "TASKS")
+    await network.stop(negotiator)
+    task = await network.client.submit("share.orphan", {"n": 1})
+    assert await last_sequence(network.bus, "TASKS") == before + 1
+    stale = Awarded(task=task.id, attempt=1, worker="nobody", price=1, negotiator="gone")
+    await network.bus.request(subjects.journal(task.tenant, task.id, "status"), stale.encode(), timeout=5)
+    heir = await network.negotiator()
+    final = await task.result()
+    assert (final.attempts, final.attempt, final.negotiator, final.output) == (2, 2, heir.id, {"n": 1})
+    trace = await network.client.trace(task.id)
+    assert [(a["worker"], a["outcome"]) for a in trace.attempts] == [
+        ("nobody", "abandoned"),
+        ("share-orphan-0", "output"),
+    ]
+    await network.stop(heir)

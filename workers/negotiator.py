@@ -1,0 +1,643 @@
+"""The negotiator: takes tasks off the stream and auctions them. Decides nothing itself: see modelnet/market.
+
+One process holds many tasks at once and any number of processes share the work. What it keeps in memory can be lost at
+any moment: a task is acknowledged only after its Final stands in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from faststream import FastStream
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from modelnet.bus import journal, subjects
+from modelnet.bus.broker import make_broker, specification
+from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.clock import ServerClock
+from modelnet.bus.intake import TaskIntake
+from modelnet.bus.streams import last_sequence, setup_bus
+from modelnet.contracts import check, compile_schema, features_of
+from modelnet.errors import TooLarge, UsageError
+from modelnet.log import setup_logging
+from modelnet.market import Candidate, Directory, Line, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import commands as cmd
+from modelnet.messages import (
+    Beat,
+    CancelAttempt,
+    Contract,
+    Done,
+    ErrorInfo,
+    Failure,
+    Features,
+    Final,
+    JournalEntry,
+    Offer,
+    Output,
+    RollCall,
+    Task,
+    decode_award_reply,
+    decode_bid_reply,
+    digest_of,
+    new_id,
+)
+from modelnet.settings import Settings, settings
+
+log = structlog.get_logger("negotiator")
+
+MAX_WAITING = 64
+"""Tasks of one capability that wait here for a free worker; more go back to the stream for a while."""
+
+RETURN_DELAY_S = 1.0
+TICK_S = 1.0
+JOURNAL_TIMEOUT_S = 5.0
+RELIST_S = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A task in this negotiator's hands: its message, its negotiation, its timers."""
+
+    msg: Msg
+    negotiation: Negotiation
+    accepts: Callable[[str], bool]
+    """Whether its input satisfies the contract of this digest, one that was announced since too."""
+    timers: dict[cmd.Timer, asyncio.TimerHandle] = field(default_factory=dict)
+    """The last started of each kind: an older one means nothing any more."""
+    award: str = ""
+    """Token of the award last sent."""
+    auction: str = ""
+    """Id of the auction last opened."""
+
+    @property
+    def task(self) -> Task:
+        """The task itself."""
+        return self.negotiation.task
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among those that wait: priority, then age."""
+        return -self.task.priority, self.msg.metadata.sequence.stream
+
+
+def _key(task: Task) -> tuple[str, str]:
+    return task.tenant, task.id
+
+
+class Negotiator:
+    """Carries events to negotiations and commands from them."""
+
+    def __init__(self, config: Settings) -> None:
+        self.id = f"neg-{new_id()[-12:]}"
+        self._settings = config
+        self._policy = Policy(
+            window_s=config.bid_window_ms / 1e3,
+            award_timeout_s=config.award_timeout_ms / 1e3,
+            max_attempts=config.max_attempts,
+        )
+        self._directory = Directory(lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic())
+        self._prices = ReferencePrices()
+        self._clock = ServerClock()
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._by_auction: dict[str, _Held] = {}
+        self._waiting = Line[_Held](MAX_WAITING)
+        self._writes: dict[str, tuple[_Held, float]] = {}
+        self._awards: dict[str, tuple[_Held, int]] = {}
+        self._records: dict[str, tuple[str, bytes, float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown: set[str] = set()
+        self._token = 0
+        self._started = False
+        self._queued_before: int | None = None
+        """Last task that was queued before this connection; None while that is not known."""
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, nc: Client) -> None:
+        """Join the network: make the streams, learn who is there, and take tasks."""
+        self._nc = nc
+        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s)
+        self._catalogue = Catalogue(nc)
+        await self._clock.sync(nc)
+        await self._relist()
+        self._inbox = nc.new_inbox()
+        await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
+        await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
+        await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
+        await nc.subscribe(f"{self._inbox}.*.*", cb=self._on_reply)
+        await nc.publish(subjects.ROLL_CALL, RollCall().encode())
+        self._queued_before = await last_sequence(nc, "TASKS")
+        self._intake = TaskIntake(nc, self._on_task, limit=self._settings.max_in_flight)
+        await self._intake.start()
+        self._spawn(self._tick())
+        self._started = True
+        log.info("negotiator_started", negotiator=self.id)
+
+    async def stop(self) -> None:
+        """Take no more tasks and give back what is held; the stream delivers it to another at once."""
+        if not self._started:
+            return
+        await self._intake.stop()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for held in list(self._held.values()):
+            if held.negotiation.state is not State.DONE:
+                await self._nc.publish(held.msg.reply, b"-NAK")
+            self._forget(held)
+        if self._nc.is_connected:
+            await self._nc.flush()
+        log.info("negotiator_stopped", negotiator=self.id)
+
+    async def reconnected(self) -> None:
+        """After a lost connection: what was asked for is forgotten, and beats were missed."""
+        self._queued_before = None
+        await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
+        await self._intake.reset()
+        self._queued_before = await last_sequence(self._nc, "TASKS")
+
+    async def _tick(self) -> None:
+        """Each second: keep what is held, find who is lost, repeat what was not acknowledged."""
+        last = last_hold = last_list = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            # A process that was frozen, or cut off, has heard nobody: that says nothing about them.
+            deaf_s, last = now - last - (TICK_S if self._nc.is_connected else 0.0), now
+            if deaf_s > TICK_S / 4:
+                self._directory.excuse(deaf_s)
+            if not self._nc.is_connected:
+                continue
+            try:
+                if self._queued_before is None:
+                    self._queued_before = await last_sequence(self._nc, "TASKS")
+                for worker in self._directory.lost(now):
+                    log.warning("worker_lost", worker=worker)
+                    for held in list(self._held.values()):
+                        await self._run(held, held.negotiation.on_worker_lost(worker, now))
+                if now - last_hold >= self._settings.ack_wait_s / 3:
+                    last_hold = now
+                    for held in list(self._held.values()):
+                        await self._nc.publish(held.msg.reply, b"+WPI")
+                if now - last_list >= RELIST_S:
+                    last_list = now
+                    await self._relist()
+                    await self._clock.sync(self._nc)
+                for token, (held, since) in list(self._writes.items()):
+                    if now - since > JOURNAL_TIMEOUT_S:
+                        del self._writes[token]
+                        self._spawn(self._read_back(held))
+                for token, (subject, body, since) in list(self._records.items()):
+                    if now - since > JOURNAL_TIMEOUT_S:
+                        self._records[token] = (subject, body, now)
+                        await self._publish_record(token, subject, body)
+                await self._intake.refill()
+            except Exception as error:
+                log.warning("tick_failed", error=repr(error))
+
+    async def _relist(self) -> None:
+        self._directory.learn_contracts(filter(_usable, await self._catalogue.contracts()))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("negotiator_failed", error=repr(error), exc_info=error)
+
+    # ------------------------------------------------------------------ taking a task
+
+    async def _on_task(self, msg: Msg) -> None:
+        try:
+            task = Task.decode(msg.data)
+            _, _, _, tenant, task_id, capability = msg.subject.split(".", 5)
+            if (task.tenant, task.id, task.capability) != (tenant, task_id, capability):
+                raise ValueError("the subject names another task than the body")
+        except ValueError as error:
+            self._spawn(self._safely(msg, self._bury(msg, error)))
+            return
+        if self._is_new(msg) and self._directory.knows(task.capability) and _key(task) not in self._held:
+            await self._safely(msg, self._take(msg, task, ()))
+        else:
+            self._spawn(self._safely(msg, self._take_slowly(msg, task)))
+
+    def _is_new(self, msg: Msg) -> bool:
+        """Whether nobody can have had the task in hand. A server that crashed has forgotten what it delivered."""
+        about, before = msg.metadata, self._queued_before
+        return about.num_delivered == 1 and before is not None and about.sequence.stream > before
+
+    async def _safely(self, msg: Msg, work: Coroutine[Any, Any, None]) -> None:
+        """Take a message in hand; if that fails or is cut off, it goes back to the stream for a while."""
+        try:
+            await work
+        except (Exception, asyncio.CancelledError) as error:
+            for held in [held for held in self._held.values() if held.msg is msg]:
+                self._forget(held)
+            await self._return(msg)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            log.error("task_not_taken", subject=msg.subject, error=repr(error), exc_info=error)
+
+    async def _return(self, msg: Msg) -> None:
+        await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(RETURN_DELAY_S * 1e9))
+        await self._intake.release()
+
+    async def _take_slowly(self, msg: Msg, task: Task) -> None:
+        """A task that was delivered before, is in hand already, or wants a capability not heard of yet."""
+        entries: tuple[tuple[int, JournalEntry | None], ...] = ()
+        if _key(task) not in self._held:
+            if not self._directory.knows(task.capability):
+                await self._relist()
+            entries = await journal.read(self._nc, task.tenant, task.id)
+        if held := self._held.get(_key(task)):
+            if held.msg.metadata.sequence.stream == msg.metadata.sequence.stream:
+                held.msg = msg  # delivered again because an in-progress was late: this reply is the live one
+            else:
+                await msg.ack()
+            await self._intake.release()
+            return
+        await self._take(msg, task, entries)
+
+    async def _take(self, msg: Msg, task: Task, entries: tuple[tuple[int, JournalEntry | None], ...]) -> None:
+        now = time.monotonic()
+        contracts = self._directory.contracts_for(task.capability)
+        violations = {c.digest: check(compile_schema(c.input), task.input) for c in contracts}
+        verdicts = {digest: violation is None for digest, violation in violations.items()}
+
+        def accepts(digest: str) -> bool:
+            if digest not in verdicts and (contract := self._directory.contract(digest)) is not None:
+                verdicts[digest] = check(compile_schema(contract.input), task.input) is None
+            return verdicts.get(digest, False)
+
+        features = features_of(task.input, len(msg.data), contracts[0].input if contracts else {})
+        negotiation = self._negotiation(task, features, accepts, msg, entries, now)
+        held = self._held[_key(task)] = _Held(msg, negotiation, accepts)
+        if entries and any(isinstance(entry, Final) for _, entry in entries):
+            await self._run(held, negotiation.begin(now))
+        elif len(msg.data) > (limit := self._settings.max_body_bytes):
+            message = f"the task is {len(msg.data)} bytes as JSON, the limit is {limit} (MODELNET_MAX_BODY_BYTES)"
+            await self._run(held, negotiation.reject(ErrorInfo(code=TooLarge.code, message=message), now))
+        elif not self._directory.knows(task.capability):
+            known = ", ".join(self._directory.capabilities()) or "none"
+            error = ErrorInfo(
+                code="unknown_capability",
+                message=f"no worker ever announced {task.capability!r}; known: {known}"[:4096],
+            )
+            await self._run(held, negotiation.reject(error, now))
+        elif violations and not any(verdicts.values()):
+            error = ErrorInfo(code="contract_violation", message=str(next(iter(violations.values()))))
+            await self._run(held, negotiation.reject(error, now))
+        else:
+            await self._run(held, negotiation.begin(now, queue=self._waiting.is_before(task)))
+
+    def _negotiation(
+        self,
+        task: Task,
+        features: Features,
+        accepts: Callable[[str], bool],
+        msg: Msg,
+        entries: tuple[tuple[int, JournalEntry | None], ...],
+        now: float,
+    ) -> Negotiation:
+        def find(excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
+            found = self._directory.candidates(task, excluded, accepts)
+            return found, self._directory.settled(time.monotonic())
+
+        return Negotiation(
+            task,
+            features,
+            negotiator=self.id,
+            policy=self._policy,
+            new_id=new_id,
+            find=find,
+            prices=self._prices,
+            now=now,
+            age_s=max(self._clock.now() - msg.metadata.timestamp.timestamp(), 0.0),
+            journal=entries,
+        )
+
+    async def _bury(self, msg: Msg, error: ValueError) -> None:
+        """A body that is no task: keep it whole for a person, tell its publisher, and take it off the stream."""
+        reason = str(error) if not isinstance(error, ValidationError) else journal.first_error(error)
+        log.warning("task_malformed", subject=msg.subject, reason=reason)
+        await journal.bury(self._nc, msg, reason)
+        await journal.write_malformed(self._nc, self.id, msg, reason)
+        await msg.term()
+        await self._intake.release()
+
+    # ------------------------------------------------------------------ events
+
+    async def _on_bid(self, msg: Msg) -> None:
+        auction, bidder = msg.subject.rsplit(".", 2)[1:]
+        held = self._by_auction.get(auction)
+        if held is None:
+            return
+        try:
+            reply = decode_bid_reply(msg.data)
+        except ValidationError:
+            log.warning("bid_malformed", worker=bidder)
+            return
+        if (reply.worker, reply.auction) != (bidder, auction):
+            return
+        negotiation, newcomer = held.negotiation, None
+        task = negotiation.task
+        if not self._directory.serves(bidder, task.capability):
+            await self._meet(bidder)
+            newcomer = self._directory.candidate(bidder, task, held.accepts)
+        await self._run(held, negotiation.on_bid(reply, time.monotonic(), newcomer))
+
+    async def _on_done(self, msg: Msg) -> None:
+        try:
+            done = Done.decode(msg.data)
+        except ValidationError as error:
+            log.warning("done_malformed", subject=msg.subject, error=journal.first_error(error))
+            return
+        held = self._held.get((done.tenant, done.task))
+        if held is None or msg.subject != subjects.done(self.id, done.task, done.worker, done.attempt):
+            return
+        await self._done(held, done)
+
+    async def _done(self, held: _Held, done: Done) -> None:
+        violation = None
+        if done.error is None:
+            contract = self._directory.contract(held.negotiation.contract or "")
+            if done.output is None:
+                violation = "no output"
+            elif done.digest is not None and done.digest != digest_of(done.output):
+                violation = "the digest is not that of the output"
+            elif contract is not None:
+                violation = check(compile_schema(contract.output), done.output)
+        await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
+        await self._wake(done.worker, 1)
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        """A cancel that the journal has accepted, republished."""
+        _, tenant, task, _ = msg.subject.split(".")
+        held = self._held.get((tenant, task))
+        sequence = (msg.headers or {}).get("Nats-Sequence", "")  # without one it does not come from the journal
+        if held is not None and sequence.isdecimal():
+            await self._run(held, held.negotiation.on_cancel(int(sequence), time.monotonic()))
+
+    async def _on_reply(self, msg: Msg) -> None:
+        """Acknowledgements of what was published with a token, and answers to awards."""
+        _, kind, token = msg.subject.rsplit(".", 2)
+        if kind == "a":
+            award = self._awards.pop(token, None)
+            if award is None:
+                return
+            held, attempt = award
+            try:
+                reply = None if msg.headers and "Status" in msg.headers else decode_award_reply(msg.data)
+            except ValidationError:
+                reply = None
+            await self._run(held, held.negotiation.on_award_reply(attempt, reply, time.monotonic()))
+        elif kind == "j":
+            write = self._writes.pop(token, None)
+            if write is None or not self._holds(write[0]):
+                return
+            sequence = journal.stored_sequence(msg)
+            if sequence:
+                await self._run(write[0], write[0].negotiation.on_stored(sequence))
+            elif journal.refused(msg):
+                self._spawn(self._read_back(write[0]))
+            else:
+                log.warning("journal_write_failed", task=write[0].task.id, answer=msg.data[:200])
+                self._writes[token] = write  # the tick tries again
+        elif kind == "t" and journal.stored_sequence(msg):
+            self._records.pop(token, None)
+
+    async def _read_back(self, held: _Held) -> None:
+        """A journal write was refused, or its acknowledgement lost: see what stands there and go on from it."""
+        task = held.negotiation.task
+        try:
+            entries = await journal.read(self._nc, task.tenant, task.id)
+        except Exception as error:
+            log.warning("journal_unreadable", task=task.id, error=repr(error))
+            self._writes[self._new_token()] = (held, time.monotonic())  # the tick tries again
+            return
+        if self._holds(held):
+            await self._run(held, held.negotiation.on_refused(entries, time.monotonic()))
+
+    def _holds(self, held: _Held) -> bool:
+        """Whether a task is still in hand: what comes for one that was given back is void."""
+        return self._held.get(_key(held.task)) is held
+
+    async def hear(self, beat: Beat) -> None:
+        """A worker's beat."""
+        now = time.monotonic()
+        if beat.leaving:
+            self._directory.forget(beat.worker)
+            for held in list(self._held.values()):
+                await self._run(held, held.negotiation.on_worker_lost(beat.worker, now))
+            return
+        if self._directory.unknown(beat):
+            await self._meet(beat.worker)
+        self._directory.hear(beat, now)
+        if len(beat.running) < beat.slots and not beat.draining:
+            await self._wake(beat.worker, beat.slots - len(beat.running))
+        at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
+        for (tenant, task), held in list(self._held.items()):
+            if held.negotiation.running is None:
+                continue
+            worker, attempt, since = held.negotiation.running
+            idle = worker == beat.worker and (tenant, task, attempt) not in at_work
+            if idle and now - since > 2 * self._settings.beat_s:
+                self._spawn(self._missed_done(held, worker, attempt))
+
+    async def _missed_done(self, held: _Held, worker: str, attempt: int) -> None:
+        """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
+        task = held.negotiation.task
+        event = await journal.last_event(self._nc, task.tenant, task.id, worker, attempt)
+        if isinstance(event, Output | Failure):
+            await self._done(
+                held,
+                Done(
+                    task=task.id,
+                    tenant=task.tenant,
+                    worker=worker,
+                    attempt=attempt,
+                    number=event.number,
+                    output=event.output if isinstance(event, Output) else None,
+                    digest=event.digest if isinstance(event, Output) else None,
+                    error=event.error if isinstance(event, Failure) else None,
+                    retryable=isinstance(event, Failure),
+                    usage=event.usage,
+                ),
+            )
+        else:
+            await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def offered(self, offer: Offer) -> None:
+        """A worker's capacity has changed."""
+        if offer.free:
+            await self._wake(offer.worker, offer.free)
+
+    async def _meet(self, worker: str) -> None:
+        """Look up a worker that was heard for the first time."""
+        if worker in self._unknown:
+            return
+        self._unknown.add(worker)
+        try:
+            card = await self._catalogue.card(worker)
+            if card is not None:
+                if any(self._directory.contract(c.contract) is None for c in card.capabilities):
+                    await self._relist()
+                self._directory.learn_card(card, time.monotonic())
+                log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
+        finally:
+            self._unknown.discard(worker)
+
+    async def _wake(self, worker: str, count: int) -> None:
+        """Let up to `count` waiting tasks that this worker could take try again."""
+
+        def could_take(held: _Held) -> bool:
+            candidate = self._directory.candidate(worker, held.task, held.accepts)
+            return candidate is not None and worker not in held.negotiation.failed
+
+        def serves(capability: str) -> bool:
+            return self._directory.serves(worker, capability)
+
+        for held in self._waiting.call(serves, could_take, count):
+            await self._run(held, held.negotiation.wake(time.monotonic()))
+
+    # ------------------------------------------------------------------ commands
+
+    async def _run(self, held: _Held, commands: list[cmd.Command]) -> None:
+        task = held.negotiation.task
+        for command in commands:
+            match command:
+                case cmd.Write(entry, expected):
+                    token = self._new_token()
+                    self._writes[token] = (held, time.monotonic())
+                    await journal.write(self._nc, task, entry, expected, reply=f"{self._inbox}.j.{token}")
+                case cmd.SendAward(worker, award):
+                    self._awards.pop(held.award, None)
+                    held.award = token = self._new_token()
+                    self._awards[token] = (held, award.attempt)
+                    reply = f"{self._inbox}.a.{token}"
+                    await self._nc.publish(subjects.award(worker), award.encode(), reply=reply)
+                    log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
+                case cmd.AskForBids(request):
+                    self._waiting.leave(held)
+                    self._by_auction.pop(held.auction, None)
+                    held.auction = request.auction
+                    self._by_auction[request.auction] = held
+                    reply = subjects.bids(self.id, request.auction)
+                    await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
+                case cmd.StartTimer(timer, key, delay_s):
+                    self._start_timer(held, timer, key, delay_s)
+                case cmd.Record(transcript):
+                    self._by_auction.pop(transcript.auction, None)
+                    await self._record(transcript.auction, subjects.audit(task.tenant, task.id), transcript.encode())
+                case cmd.CancelWork(worker, attempt):
+                    body = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt).encode()
+                    await self._nc.publish(subjects.cancel_attempt(worker), body)
+                case cmd.Hold(reason):
+                    await self._hold(held, reason)
+                case cmd.Finished(final):
+                    await self._nc.publish(held.msg.reply, b"+ACK")
+                    self._forget(held)
+                    log.debug("task_finished", task=task.id, status=final.status, worker=final.worker)
+                    await self._intake.release()
+                case cmd.Abandon():
+                    self._forget(held)
+                    log.info("task_abandoned", task=task.id)
+                    await self._intake.release()
+
+    def _new_token(self) -> str:
+        self._token += 1
+        return str(self._token)
+
+    def _start_timer(self, held: _Held, timer: cmd.Timer, key: str, delay_s: float) -> None:
+        running = held.timers.get(timer)
+        if running is not None:
+            if timer == "notice":
+                return  # readers are told of a wait that lasts, also if it is made of many short ones
+            running.cancel()
+        held.timers[timer] = asyncio.get_running_loop().call_later(delay_s, self._on_timer, held, timer, key)
+
+    def _on_timer(self, held: _Held, timer: cmd.Timer, key: str) -> None:
+        held.timers.pop(timer, None)
+        self._spawn(self._run(held, held.negotiation.on_timer(timer, key, time.monotonic())))
+
+    async def _hold(self, held: _Held, reason: str) -> None:
+        self._by_auction.pop(held.auction, None)
+        log.debug("task_waiting", task=held.task.id, reason=reason)
+        last = self._waiting.add(held)
+        if last is not None:
+            self._forget(last)
+            await self._return(last.msg)
+
+    async def _record(self, token: str, subject: str, body: bytes) -> None:
+        self._records[token] = (subject, body, time.monotonic())
+        await self._publish_record(token, subject, body)
+
+    async def _publish_record(self, token: str, subject: str, body: bytes) -> None:
+        await self._nc.publish(subject, body, reply=f"{self._inbox}.t.{token}", headers={"Nats-Msg-Id": token})
+
+    def _forget(self, held: _Held) -> None:
+        task = held.negotiation.task
+        if self._held.get(_key(task)) is held:
+            del self._held[_key(task)]
+        self._awards.pop(held.award, None)
+        self._by_auction.pop(held.auction, None)
+        self._waiting.leave(held)
+        for timer in held.timers.values():
+            timer.cancel()
+        held.timers.clear()
+
+
+def _usable(contract: Contract) -> bool:
+    """Whether a contract's schemas are schemas: anybody may announce anything."""
+    try:
+        compile_schema(contract.input)
+        compile_schema(contract.output)
+    except UsageError as error:
+        log.warning("contract_unusable", capability=contract.capability, digest=contract.digest, reason=str(error))
+        return False
+    return True
+
+
+def make_app(config: Settings, negotiator: Negotiator | None = None) -> FastStream:
+    """The negotiator, a new one unless it is given, as a FastStream app."""
+    negotiator = negotiator or Negotiator(config)
+    broker = make_broker(config, "modelnet-negotiator", on_reconnect=negotiator.reconnected)
+
+    # Not in the document: `specification` describes them, with the names of what the wildcards stand for.
+    @broker.subscriber("beat.*", include_in_schema=False)
+    async def on_beat(beat: Beat) -> None:
+        await negotiator.hear(beat)
+
+    @broker.subscriber("offer.>", include_in_schema=False)
+    async def on_offer(offer: Offer) -> None:
+        await negotiator.offered(offer)
+
+    app = FastStream(broker, specification=specification("negotiator"))
+
+    @app.on_startup
+    async def prepare() -> None:
+        setup_logging(config)
+
+    @app.after_startup
+    async def join() -> None:
+        await negotiator.start(broker.connection)
+
+    @app.on_shutdown
+    async def leave() -> None:
+        await negotiator.stop()
+
+    return app
+
+
+app = make_app(settings())
