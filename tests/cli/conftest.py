@@ -37,6 +37,12 @@ def fail(ctx, input):
 async def garbage(ctx, input):
     yield 7
 
+@worker.capability("test.gate", price=3)
+async def gate(ctx, input):
+    if "gate" in input:  # a FIFO: opened for reading here, it waits for the test to open its other end
+        await asyncio.to_thread(lambda: open(input["gate"]).close())
+    return {"number": input["number"]}
+
 @worker.capability("test.never", price=3)
 async def never(ctx, input):
     yield "begun"

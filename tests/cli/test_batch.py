@@ -29,9 +29,12 @@ def test_an_interrupted_batch_goes_on_without_doing_a_line_twice(
     modelnet: Run, network: dict[str, str], tmp_path: Path
 ) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    count = 400
-    source.write_text("".join(f'{{"values": ["{n}", "1"]}}\n' for n in range(count)))
-    args = ["batch", str(source), "-c", "math.sum", "-o", str(out), "--concurrency", "4"]
+    count, gate = 100, tmp_path / "gate"
+    os.mkfifo(gate)
+    inputs: list[dict[str, object]] = [{"number": number} for number in range(1, count + 1)]
+    inputs[count // 2]["gate"] = str(gate)  # this line is not done before the test lets it
+    source.write_text("".join(json.dumps(input) + "\n" for input in inputs))
+    args = ["batch", str(source), "-c", "test.gate", "-o", str(out), "--concurrency", "4"]
     first = subprocess.Popen(
         [*MODELNET, *args], cwd=ROOT, env={**os.environ, **network}, stderr=subprocess.PIPE, text=True
     )
@@ -43,8 +46,12 @@ def test_an_interrupted_batch_goes_on_without_doing_a_line_twice(
     assert "goes on from here" in said
     assert out.read_bytes().count(b"\n") < count
     with out.open("a") as file:
-        file.write('{"line": 400, "inp')  # as a kill in the middle of a write leaves it
-    assert modelnet(*args).returncode == 0
+        file.write('{"line": 100, "inp')  # as a kill in the middle of a write leaves it
+    writer = os.open(gate, os.O_RDWR)  # both ends are open: whoever waits at the gate goes on
+    try:
+        assert modelnet(*args).returncode == 0
+    finally:
+        os.close(writer)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(line["line"] for line in lines) == list(range(1, count + 1))
-    assert all(line["final"]["output"] == {"value": str(line["line"])} for line in lines)
+    assert all(line["final"]["output"] == {"number": line["line"]} for line in lines)
