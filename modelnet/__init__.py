@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelnet import sync
-    from modelnet.attempt import Progress
+    from modelnet.attempt import Piece, Progress
     from modelnet.client import Client, TaskHandle, connect
     from modelnet.errors import ModelnetError, Reject, TaskCancelled, TaskError, TaskExpired, TaskFailed
-    from modelnet.worker import Context, Worker, worker_app
+    from modelnet.execution import Context
+    from modelnet.worker import Worker, worker_app
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "Client",
     "Context",
     "ModelnetError",
+    "Piece",
     "Progress",
     "Reject",
     "TaskCancelled",
@@ -32,8 +34,9 @@ __all__ = [
 # Imported when first used: a client need not wait for the worker's dependencies, nor `modelnet --help` for either's.
 _HOMES = {
     "Client": "client",
-    "Context": "worker",
+    "Context": "execution",
     "ModelnetError": "errors",
+    "Piece": "attempt",
     "Progress": "attempt",
     "Reject": "errors",
     "TaskCancelled": "errors",

@@ -6,14 +6,14 @@ import asyncio
 import inspect
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from modelnet.errors import Reject
 
-__all__ = ["BadOutput", "DeltaBuffer", "Progress", "Said", "Threads", "say"]
+__all__ = ["BadOutput", "DeltaBuffer", "Piece", "Progress", "Said", "Threads", "say"]
 
 COALESCE_S = 0.02
 COALESCE_CHARS = 512
@@ -28,6 +28,21 @@ class Progress:
     fraction: float | None = None
     """0 to 1, if it can be told."""
     note: str | None = None
+
+
+class Piece(str):
+    """Yielded instead of plain text by a handler that knows tokens: text with the ids that were drawn for it.
+
+    An empty one may carry ids: their text comes with the next.
+    """
+
+    tokens: tuple[int, ...] | None
+
+    def __new__(cls, text: str, tokens: Sequence[int] | None = None) -> Self:
+        """`tokens`: None where they are not known."""
+        piece = super().__new__(cls, text)
+        piece.tokens = tuple(tokens) if tokens is not None else None
+        return piece
 
 
 class BadOutput(Reject):
@@ -45,13 +60,15 @@ Said = str | Progress | dict[str, Any]
 _END = object()
 
 
-async def say(handler: Callable[..., Any], context: Any, value: dict[str, Any], pool: Executor) -> AsyncIterator[Said]:
+async def say(
+    handler: Callable[..., Any], context: Any, value: dict[str, Any], pool: Executor, begun: str = ""
+) -> AsyncIterator[Said]:
     """Run a handler and yield what it says, its output last; plain functions and generators run in `pool`.
 
     A handler returns a dict, or yields str, Progress and at most one dict, last. With only strings the output is
-    `{"text": joined}`. Anything else raises `BadOutput`.
+    `{"text": joined}`, behind what had `begun` before it. Anything else raises `BadOutput`.
     """
-    texts: list[str] = []
+    texts: list[str] = [begun] if begun else []
     output: dict[str, Any] | None = None
     async for said in _raw(handler, context, value, pool):
         if output is not None:
@@ -153,20 +170,30 @@ class Threads(Executor):
 class DeltaBuffer:
     """Joins text deltas: the first goes at once, later ones after 20 ms or 512 characters, whichever is first."""
 
-    def __init__(self, flush: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, flush: Callable[[Piece], Awaitable[None]]) -> None:
         self._flush = flush
         self._parts: list[str] = []
+        self._tokens: list[int] | None = []
+        self._early: list[int] = []
+        """Ids whose text has not come yet."""
         self._size = 0
         self._first = True
         self._timer: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     async def add(self, text: str) -> None:
-        """Take a delta."""
+        """Take a delta, a `Piece` perhaps."""
+        tokens = getattr(text, "tokens", None)
         if not text:
+            self._early += tokens or ()
             return
         self._parts.append(text)
         self._size += len(text)
+        if tokens is None or self._tokens is None:
+            self._tokens = None
+        else:
+            self._tokens += (*self._early, *tokens)
+        self._early = []
         if self._first or self._size >= COALESCE_CHARS:
             self._first = False
             await self.flush()
@@ -182,8 +209,10 @@ class DeltaBuffer:
         """Send what is held. Must be called before anything else of the attempt is sent."""
         async with self._lock:
             text, self._parts, self._size = "".join(self._parts), [], 0
+            tokens, self._tokens = self._tokens, []
             for start in range(0, len(text), DELTA_CHARS):
-                await self._flush(text[start : start + DELTA_CHARS])
+                whole = len(text) <= DELTA_CHARS
+                await self._flush(Piece(text[start : start + DELTA_CHARS], tokens if whole else None))
 
     def close(self) -> None:
         """Send nothing more."""

@@ -460,21 +460,7 @@ class Negotiator:
         task = held.negotiation.task
         event = await journal.last_event(self._nc, task.tenant, task.id, worker, attempt)
         if isinstance(event, Output | Failure):
-            await self._done(
-                held,
-                Done(
-                    task=task.id,
-                    tenant=task.tenant,
-                    worker=worker,
-                    attempt=attempt,
-                    number=event.number,
-                    output=event.output if isinstance(event, Output) else None,
-                    digest=event.digest if isinstance(event, Output) else None,
-                    error=event.error if isinstance(event, Failure) else None,
-                    retryable=isinstance(event, Failure),
-                    usage=event.usage,
-                ),
-            )
+            await self._done(held, Done.of(event, task.tenant))
         else:
             await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
 

@@ -66,9 +66,17 @@ CHANNELS = [
         m.Confirm | m.Decline,
         ("worker",),
         ("negotiator",),
-        "The reply subject of the award.",
+        "The reply subject of an award, or of the question whether an attempt runs.",
     ),
     Channel("cancel", "worker.{worker}.cancel", m.CancelAttempt, ("negotiator",), ("worker",), "Stop an attempt."),
+    Channel(
+        "adopt",
+        "worker.{worker}.adopt",
+        m.AdoptAttempt,
+        ("negotiator",),
+        ("worker",),
+        "Request; the reply is Confirm or Decline. Asks whether an attempt still runs, and for its Done.",
+    ),
     Channel(
         "query",
         "worker.{worker}.query",

@@ -44,6 +44,11 @@ def cancel_attempt(worker: str) -> str:
     return f"worker.{worker}.cancel"
 
 
+def adopt(worker: str) -> str:
+    """Asks a worker whether it still runs an attempt; request and reply."""
+    return f"worker.{worker}.adopt"
+
+
 def query(worker: str) -> str:
     """Asks a worker for a beat; nobody answers for a worker that is gone."""
     return f"worker.{worker}.query"

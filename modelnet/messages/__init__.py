@@ -1,6 +1,7 @@
 """The wire: every message as a frozen Pydantic model, one noun a module. Imports nothing else of ours."""
 
 from .auction import (
+    AdoptAttempt,
     Award,
     AwardReply,
     Bid,
@@ -12,6 +13,7 @@ from .auction import (
     Done,
     Features,
     Refusal,
+    Resume,
     decode_award_reply,
     decode_bid_reply,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "DEFAULT_BUDGET",
     "DEFAULT_DEADLINE_S",
     "MAX_DEADLINE_S",
+    "AdoptAttempt",
     "Award",
     "AwardReply",
     "Awarded",
@@ -75,6 +78,7 @@ __all__ = [
     "Refusal",
     "Reset",
     "ResultEvent",
+    "Resume",
     "RollCall",
     "RunningAttempt",
     "ScoredBid",

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Capability, Digest, Identifier, Message, Micro, Part
-from .result import ErrorInfo, Usage
+from .result import ErrorInfo, Failure, Output, Usage
 from .task import Selector
 
 __all__ = [
+    "AdoptAttempt",
     "Award",
     "AwardReply",
     "Bid",
@@ -22,6 +23,7 @@ __all__ = [
     "Done",
     "Features",
     "Refusal",
+    "Resume",
     "decode_award_reply",
     "decode_bid_reply",
 ]
@@ -74,6 +76,14 @@ class Refusal(Message):
     reason: Literal["busy", "draining", "too_long", "unsupported", "cannot_price"]
 
 
+class Resume(Part):
+    """What earlier attempts streamed and readers keep: the attempt goes on behind it."""
+
+    text: str = Field(description="All text up to from_number.")
+    tokens: tuple[int, ...] | None = Field(default=None, description="Its token ids, if every delta told them.")
+    model: str | None = Field(default=None, description="The model whose vocabulary the ids are of.")
+
+
 class Award(Message):
     """The task itself, to the winner alone, on `worker.<worker>.award`."""
 
@@ -86,6 +96,7 @@ class Award(Message):
     input: dict[str, Any]
     price: Micro = Field(description="What will be paid for an accepted output.")
     from_number: int = Field(default=0, ge=0, description="The attempt's first event is numbered from_number + 1.")
+    resume: Resume | None = Field(default=None, description="What to continue; null to begin at the beginning.")
     remaining_ms: float = Field(gt=0, description="Until the task's deadline.")
 
 
@@ -101,7 +112,19 @@ class Decline(Message):
 
     kind: Literal["decline"] = "decline"
     worker: Identifier
-    reason: Literal["busy", "draining", "too_long", "unsupported", "duplicate"]
+    reason: Literal["busy", "draining", "too_long", "unsupported", "duplicate", "unknown"]
+
+
+class AdoptAttempt(Message):
+    """A negotiator takes over another's task: does the worker still run this attempt? On `worker.<worker>.adopt`.
+
+    Confirm: it does, and its Done goes to the asker. Decline: it does not know of it, or it has ended.
+    """
+
+    tenant: Identifier
+    task: Identifier
+    attempt: int = Field(ge=1)
+    negotiator: Identifier
 
 
 class CancelAttempt(Message):
@@ -128,6 +151,23 @@ class Done(Message):
     error: ErrorInfo | None = None
     retryable: bool = Field(default=False, description="Whether another worker may try after this error.")
     usage: Usage | None = None
+
+    @classmethod
+    def of(cls, last: Output | Failure, tenant: str) -> Done:
+        """The notice of an attempt whose last event is `last`."""
+        good, bad = (last, None) if isinstance(last, Output) else (None, last)
+        return cls.model_construct(
+            task=last.task,
+            tenant=tenant,
+            worker=last.worker,
+            attempt=last.attempt,
+            number=last.number,
+            output=good.output if good else None,
+            digest=good.digest if good else None,
+            error=bad.error if bad else None,
+            retryable=bad.retryable if bad else False,
+            usage=last.usage,
+        )
 
 
 BidReply = Annotated[Bid | Refusal, Field(discriminator="kind")]

@@ -6,14 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from .base import Identifier, Message, Micro
+from .base import Digest, Identifier, Message, Micro
 from .result import Final
 
 __all__ = ["Awarded", "CancelAsked", "JournalEntry", "Waiting", "decode_entry"]
 
 
 class Awarded(Message):
-    """Attempt n was given to a worker. Only events of a pair (worker, attempt) that stands here count."""
+    """Attempt n was given to a worker. Only events of a pair (worker, attempt) that stands here count.
+
+    Says all that a negotiator needs to know that takes the task over.
+    """
 
     kind: Literal["awarded"] = "awarded"
     task: Identifier
@@ -21,6 +24,13 @@ class Awarded(Message):
     worker: Identifier
     price: Micro
     from_number: int = Field(default=0, ge=0, description="Events above this number of older attempts are void.")
+    contract: Digest | None = Field(default=None, description="Digest of the contract that the output must keep.")
+    continues: bool = Field(default=False, description="Whether another attempt could go on from what it streams.")
+    model: str | None = Field(default=None, description="The model that answers.")
+    failed: tuple[Identifier, ...] = Field(default=(), description="Workers that failed at this task before.")
+    lost: tuple[Identifier, ...] = Field(
+        default=(), description="Workers that vanished while they held this task, one for each time."
+    )
     negotiator: Identifier
 
 

@@ -53,6 +53,9 @@ class Delta(_Numbered):
 
     kind: Literal["delta"] = "delta"
     text: str
+    tokens: tuple[int, ...] | None = Field(
+        default=None, description="Ids of the tokens of this text, in the vocabulary of the worker's model, if known."
+    )
 
 
 class Progress(_Numbered):
@@ -77,6 +80,7 @@ class Failure(_Numbered):
 
     kind: Literal["error"] = "error"
     error: ErrorInfo
+    retryable: bool = Field(default=False, description="Whether another worker may try after this error.")
     usage: Usage = Field(default_factory=Usage)
 
 

@@ -17,6 +17,10 @@ class CapabilityCard(Part):
     model: str | None = Field(default=None, description="Name of the model that answers, if one does.")
     price: Micro | None = Field(default=None, description="Price per task, if it is fixed.")
     quality: float | None = Field(default=None, ge=0, le=1, description="Claimed share of good answers.")
+    continues: bool = Field(
+        default=False,
+        description="Its deltas joined are the output's `text`, and it can go on from what another attempt streamed.",
+    )
 
 
 class WorkerCard(Message):

@@ -163,6 +163,7 @@ SUBJECTS = {
     "bid": f"{subjects.bids('n', 'x')}.w",
     "award": subjects.award("w"),
     "cancel": subjects.cancel_attempt("w"),
+    "adopt": subjects.adopt("w"),
     "query": subjects.query("w"),
     "drain": subjects.drain("w"),
     "rollCall": subjects.ROLL_CALL,

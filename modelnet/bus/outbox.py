@@ -1,0 +1,138 @@
+"""What a worker publishes of its attempts, kept until the result stream is known to hold it.
+
+Events go out without an acknowledgement each, the last one of an attempt with one. On a connection that was not lost
+since the attempt's first event, that acknowledgement covers all before it. After a lost one the outbox compares what
+it kept with what is stored and publishes the difference: readers know repeats by their numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from modelnet.messages import decode_event
+
+from .journal import stored_sequence
+from .replay import read_all
+
+__all__ = ["Outbox", "Trail"]
+
+RETRY_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Trail:
+    """The events of one attempt, in order."""
+
+    subject: str
+    first: int
+    """Number of the first event."""
+    connection: int
+    """The connection on which all of it is known to have gone out."""
+    bodies: list[bytes] = field(default_factory=list)
+    token: str = ""
+    """Set once the last event is among them."""
+    sent_at: float = 0.0
+    acked: bool = False
+
+
+class Outbox:
+    """The open trails of a worker."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._inbox = nc.new_inbox()
+        self._trails: set[Trail] = set()
+        self._closed: dict[str, Trail] = {}
+        self._connection = 0
+        self._token = 0
+        self.empty = asyncio.Event()
+        """Set while nothing is owed to the stream."""
+        self.empty.set()
+
+    async def start(self) -> None:
+        """Listen for acknowledgements."""
+        await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+
+    def open(self, subject: str, first: int) -> Trail:
+        """Begin an attempt whose events are published on `subject`, numbered from `first`."""
+        trail = Trail(subject, first, self._connection)
+        self._trails.add(trail)
+        self.empty.clear()
+        return trail
+
+    async def send(self, trail: Trail, body: bytes) -> None:
+        """Publish an event, now or once the server is back."""
+        trail.bodies.append(body)
+        with contextlib.suppress(nats.errors.OutboundBufferLimitError):  # the server is away, and too much waits for it
+            await self._nc.publish(trail.subject, body)
+
+    async def close(self, trail: Trail, body: bytes) -> None:
+        """Publish the last event; it is repeated until the stream has it, but nobody waits for that."""
+        self._token += 1
+        trail.token = str(self._token)
+        trail.bodies.append(body)
+        self._closed[trail.token] = trail
+        await self._publish_last(trail)
+
+    def drop(self, trail: Trail) -> None:
+        """Nobody wants the rest of this attempt."""
+        self._trails.discard(trail)
+        self._closed.pop(trail.token, None)
+        if not self._trails:
+            self.empty.set()
+
+    async def repeat(self) -> None:
+        """Publish again what should have been acknowledged by now."""
+        now = time.monotonic()
+        for trail in list(self._closed.values()):
+            if not trail.acked and now - trail.sent_at > RETRY_S:
+                await self._publish_last(trail)
+
+    async def reconnected(self) -> None:
+        """Make every open trail whole. Raises `ConnectionFailed` if the stream cannot be read; then call it again."""
+        self._connection += 1
+        await self.mend()
+
+    async def mend(self) -> None:
+        """Publish what the stream lacks of trails that began on an earlier connection."""
+        connection = self._connection
+        for trail in list(self._trails):
+            if trail.connection == connection:
+                continue
+            held = {trail.first + at for at in range(len(trail.bodies))}
+            async for stored in read_all(self._nc, "RESULTS", trail.subject):
+                try:
+                    held.discard(decode_event(stored.body).number)
+                except ValidationError:
+                    continue  # not ours: anybody may publish until permissions say otherwise
+            last = trail.first + len(trail.bodies) - 1
+            for number in sorted(held):
+                if trail.token and number == last:
+                    await self._publish_last(trail)
+                else:
+                    await self._nc.publish(trail.subject, trail.bodies[number - trail.first])
+            trail.connection = connection
+            if trail.acked:
+                self.drop(trail)
+
+    async def _publish_last(self, trail: Trail) -> None:
+        trail.sent_at = time.monotonic()
+        if not self._nc.is_connected:
+            return
+        # No Msg-Id: a stream restored without its last seconds must take the event again.
+        await self._nc.publish(trail.subject, trail.bodies[-1], reply=f"{self._inbox}.{trail.token}")
+
+    async def _on_ack(self, msg: Msg) -> None:
+        trail = self._closed.get(msg.subject.rsplit(".", 1)[1])
+        if trail is not None and stored_sequence(msg):
+            trail.acked = True
+            if trail.connection == self._connection:
+                self.drop(trail)

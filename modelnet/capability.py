@@ -1,0 +1,72 @@
+"""A capability as a worker declares it: the handler, and what is promised and asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+
+from modelnet import messages as m
+from modelnet.attempt import BadOutput
+from modelnet.contracts import check, compile_schema, sketch
+from modelnet.errors import Reject, TooLarge
+from modelnet.estimates import RunTimes
+
+__all__ = ["Estimate", "Handler", "Price", "Served"]
+
+log = structlog.get_logger("worker")
+
+Handler = Callable[..., Any]
+Price = int | Callable[[dict[str, Any]], int]
+Estimate = Callable[[m.Features], tuple[float, float] | None]
+
+
+class Served:
+    """A declared capability."""
+
+    def __init__(
+        self,
+        card: m.CapabilityCard,
+        contract: m.Contract,
+        handler: Handler,
+        *,
+        price: Price,
+        expected_ms: float,
+        estimate: Estimate | None,
+    ) -> None:
+        self.card, self.contract, self.handler = card, contract, handler
+        self.times = RunTimes(expected_ms)
+        self._price, self._estimate = price, estimate
+        self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
+
+    def quote(self, features: m.Features) -> int | None:
+        """The price for an input of these features; None if they do not tell."""
+        if isinstance(self._price, int):
+            return self._price
+        if features.shape is None:
+            return None
+        try:
+            return max(int(self._price(sketch(features.shape))), 0)
+        except Exception as error:
+            log.warning("price_failed", capability=self.card.pattern, error=repr(error))
+            return None
+
+    def expect(self, features: m.Features) -> tuple[float, float]:
+        """(p50, p90) of the time to complete, in ms."""
+        told = self._estimate(features) if self._estimate else None
+        return told or self.times.quantiles()
+
+    def takes(self, award: m.Award) -> bool:
+        """Whether an award can be worked on: its input keeps the contract, and what it continues can be continued."""
+        return (award.resume is None or self.card.continues) and check(self._input, award.input) is None
+
+    def require_output(self, output: dict[str, Any], limit: int) -> None:
+        """Raises `Reject` for an output that breaks the contract or is larger than `limit` bytes as JSON."""
+        violation = check(self._output, output)
+        if violation is not None:
+            raise BadOutput(f"the output breaks the contract: {violation}")
+        size = len(to_json(output))
+        if size > limit:
+            raise Reject(f"the output of {size} bytes is above the limit of {limit}", code=TooLarge.code)

@@ -1,0 +1,174 @@
+"""One attempt at work: the handler runs, what it says is published, and how it ended is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from modelnet import messages as m
+from modelnet.attempt import BadOutput, DeltaBuffer, Piece, Progress, say
+from modelnet.bus import subjects
+from modelnet.bus.journal import first_error
+from modelnet.bus.outbox import Outbox
+from modelnet.capability import Served
+from modelnet.client import Client
+from modelnet.errors import ModelnetError, Reject
+
+__all__ = ["Context", "Execution"]
+
+log = structlog.get_logger("worker")
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler knows of its task, and what it can do beside answering."""
+
+    task: str
+    """Id of the task."""
+    tenant: str
+    attempt: int
+    capability: str
+    """As the task named it: under a prefix it tells which one is wanted."""
+    price: int
+    """What an accepted answer earns, in micro-credits."""
+    worker: str
+    resume: m.Resume | None
+    """What earlier attempts streamed, if the handler is to go on from there; only for one declared to `continue`."""
+    _deadline: float
+    _client: Client
+    usage: m.Usage = field(default_factory=m.Usage)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """Add to what the attempt has used."""
+        used = self.usage
+        self.usage = m.Usage(
+            prompt_tokens=used.prompt_tokens + prompt_tokens,
+            completion_tokens=used.completion_tokens + completion_tokens,
+        )
+
+    async def call(self, capability: str, input: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Have another worker do something, until this task's own deadline at most: the output, or `TaskError`."""
+        options.setdefault("deadline_s", max(self.remaining_s, 0.001))
+        task = await self._client.submit(capability, input, **options)
+        try:
+            final = await task.result()
+        except asyncio.CancelledError:  # nobody will read the answer: the child's work ends with this one's
+            with contextlib.suppress(ModelnetError):
+                await task.cancel()
+            raise
+        return final.output or {}
+
+
+class Execution:
+    """Runs an award. `run` returns once the end is known; `tell` publishes it."""
+
+    def __init__(
+        self, award: m.Award, served: Served, context: Context, outbox: Outbox, *, pool: Executor, max_bytes: int
+    ) -> None:
+        self._award, self._served, self._context, self._outbox = award, served, context, outbox
+        self._pool, self._max_bytes = pool, max_bytes
+        self._number = award.from_number
+        subject = subjects.result(award.tenant, award.task, context.worker, award.attempt)
+        self._trail = outbox.open(subject, award.from_number + 1)
+        self._deltas = DeltaBuffer(self._send_piece)
+        self._started = time.monotonic()
+        self._last: m.Output | m.Failure | None = None
+
+    def _stamp(self) -> dict[str, Any]:
+        award = self._award
+        return {
+            "task": award.task,
+            "attempt": award.attempt,
+            "worker": self._context.worker,
+            "number": self._number + 1,
+        }
+
+    async def _send(self, event: m.Message) -> None:
+        await self._outbox.send(self._trail, event.encode())
+        self._number += 1
+
+    async def _send_piece(self, piece: Piece) -> None:
+        await self._send(m.Delta.model_construct(**self._stamp(), text=str(piece), tokens=piece.tokens))
+
+    async def _send_progress(self, said: Progress) -> None:
+        await self._deltas.flush()
+        try:
+            event = m.Progress(**self._stamp(), fraction=said.fraction, note=said.note)
+        except ValidationError as invalid:
+            raise BadOutput(f"{said} is no progress: {first_error(invalid)}") from None
+        await self._send(event)
+
+    async def run(self, stopped: Callable[[], bool]) -> None:
+        """Run the handler to its end. Raises `CancelledError` if the attempt was `stopped`."""
+        output: dict[str, Any] | None = None
+        error, retryable = None, False
+        begun = self._award.resume.text if self._award.resume else ""
+        limit = asyncio.timeout(self._award.remaining_ms / 1e3)
+        try:
+            async with limit:
+                async for said in say(self._served.handler, self._context, self._award.input, self._pool, begun):
+                    if isinstance(said, str):
+                        await self._deltas.add(said)
+                    elif isinstance(said, Progress):
+                        await self._send_progress(said)
+                    else:
+                        output = said
+            await self._deltas.flush()
+            assert output is not None
+            self._served.require_output(output, self._max_bytes)
+        except Reject as reject:
+            error, retryable = _error(reject.wire_code, reject.message), reject.retryable
+        except (Exception, SystemExit, asyncio.CancelledError) as failure:
+            if isinstance(failure, asyncio.CancelledError) and stopped():
+                log.info("attempt_cancelled", task=self._award.task, attempt=self._award.attempt)
+                self._outbox.drop(self._trail)
+                raise
+            if limit.expired():
+                error = m.ErrorInfo(code="expired", message="the worker ran out of time")
+            else:
+                log.warning("handler_failed", task=self._award.task, capability=self._award.capability, exc_info=True)
+                error, retryable = _error("worker_error", f"{type(failure).__name__}: {failure}"), True
+        finally:
+            self._deltas.close()
+        run_ms = (time.monotonic() - self._started) * 1e3
+        usage = self._context.usage.model_copy(update={"run_ms": run_ms})
+        if error is None and output is not None:
+            self._served.times.learn(run_ms)
+            self._last = m.Output.model_construct(
+                **self._stamp(), output=output, digest=m.digest_of(output), usage=usage
+            )
+        else:
+            assert error is not None
+            self._last = m.Failure(**self._stamp(), error=error, retryable=retryable, usage=usage)
+
+    async def tell(self) -> None:
+        """Publish the last event."""
+        assert self._last is not None
+        await self._outbox.close(self._trail, self._last.encode())
+
+    def done(self) -> m.Done:
+        """The notice for the negotiator."""
+        assert self._last is not None
+        return m.Done.of(self._last, self._award.tenant)
+
+
+def _error(code: str, message: str) -> m.ErrorInfo:
+    """What a handler raised, made fit to travel."""
+    text = message.encode(errors="replace").decode()[:4096]
+    try:
+        return m.ErrorInfo(code=code, message=text)
+    except ValidationError:
+        return m.ErrorInfo(code="worker_error", message=f"{code}: {text}"[:4096])
