@@ -46,6 +46,7 @@ from modelnet.messages import (
     CancelAsked,
     Contract,
     Final,
+    Reset,
     RollCall,
     Selector,
     Task,
@@ -56,14 +57,16 @@ from modelnet.messages import (
     decode_event,
     new_id,
 )
-from modelnet.reader import Reader, StreamEvent
+from modelnet.reader import Position, Reader, StreamEvent
 from modelnet.settings import Settings, settings
 
 __all__ = ["Client", "LiveWorker", "TaskHandle", "TaskSummary", "TaskTrace", "connect"]
 
 _PUBLISH_TRIES = 3
 _POLL_S = 5.0
-_FILL_TRIES = 5
+_GAP_S = 0.05
+"""First pause before what is missing is read from the stream; doubled each time that it is not there yet."""
+_FILL_TRIES = 7
 
 _BY_STATUS: dict[str, type[TaskError]] = {
     "failed": TaskFailed,
@@ -114,19 +117,25 @@ class TaskHandle:
         self._sub = sub
         self._replay = replay
         self._final: Final | None = None
-        self._text = ""
+        self._reader = Reader()
 
     @property
     def text(self) -> str:
-        """The text streamed so far to the reader in hand."""
-        return self._text
+        """The text so far of the stream last begun: always right, whatever was reset."""
+        return self._reader.text
 
-    async def stream(self) -> AsyncIterator[StreamEvent]:
+    async def stream(
+        self, *, from_start: bool = True, resume_after: StreamEvent | int | None = None
+    ) -> AsyncIterator[StreamEvent]:
         """Everything from the start, then live, without a gap or a repeat, ending with the Final.
 
-        Raises `UnknownTask` for an id that nobody knows, `ConnectionFailed` if the server stays away.
+        `resume_after`: the last event that was seen, here or elsewhere; the stream goes on behind it. A bare number is
+        taken to be the first attempt's: if there were more, a `Reset` says what to forget. `from_start=False`: only
+        what comes from now on. Raises `UnknownTask` for an id that nobody knows, `ConnectionFailed` if the server stays
+        away.
         """
-        client, reader = self._client, Reader()
+        client, reader = self._client, Reader(_position(resume_after))
+        self._reader = reader
         sub, self._sub = self._sub, None
         replay = self._replay or sub is None
         self._replay = True  # a second reader starts over from what is stored
@@ -135,29 +144,30 @@ class TaskHandle:
         try:
             if replay:
                 for event in await self._fill(reader, known=False):
-                    yield self._seen(event, reader)
-            fills = 0
-            generation = client.reconnects
+                    if from_start or resume_after is not None or isinstance(event, Final):
+                        yield self._seen(event)
+            fills, generation, pause = 0, client.reconnects, _GAP_S
             while not reader.done:
                 try:
-                    msg = await sub.next_msg(timeout=0.05 if reader.missing else _POLL_S)
+                    msg = await sub.next_msg(timeout=pause if reader.missing else _POLL_S)
                 except nats.errors.TimeoutError:
                     msg = None
                 except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
                     raise ConnectionFailed("the connection was closed while a task was being followed") from None
-                if msg is not None:
-                    due = self._feed(reader, msg)
-                elif reader.missing and fills >= _FILL_TRIES:
-                    due = reader.give_up()
-                else:
-                    due = []
+                due = self._feed(reader, msg) if msg is not None else []
+                if due:
+                    pause = _GAP_S
+                elif msg is None and reader.missing:
+                    fills += reader.final is not None
+                    pause = min(2 * pause, _POLL_S)
                 if msg is None or generation != client.reconnects:
                     generation = client.reconnects
-                    fills += reader.missing
                     with contextlib.suppress(ConnectionFailed):
                         due += await self._fill(reader, known=True)
+                if fills > _FILL_TRIES:
+                    due += reader.give_up()
                 for event in due:
-                    yield self._seen(event, reader)
+                    yield self._seen(event)
         finally:
             if client.bus.is_connected:
                 with contextlib.suppress(nats.errors.Error):
@@ -184,8 +194,7 @@ class TaskHandle:
         """Ask for the task to be cancelled. False if it had ended already; harmless any number of times."""
         return await self._client.cancel(self.id, tenant=self.tenant)
 
-    def _seen(self, event: StreamEvent, reader: Reader) -> StreamEvent:
-        self._text = reader.text
+    def _seen(self, event: StreamEvent) -> StreamEvent:
         if isinstance(event, Final):
             self._final = event
         return event
@@ -421,6 +430,19 @@ class Client:
             if self.bus.is_connected:
                 await self.bus.flush(timeout=2)
         await close_bus(self.bus)
+
+
+def _position(after: StreamEvent | int | None) -> Position | None:
+    """What a reader has seen whose last event was this one."""
+    if after is None:
+        return None
+    if isinstance(after, int):
+        return Position(1, after)
+    if isinstance(after, Awarded):
+        return Position(after.attempt, after.from_number)
+    if isinstance(after, Waiting | Final):
+        raise MalformedInput(f"a stream cannot be resumed behind its {after.kind!r} event: it has no number")
+    return Position(after.attempt, after.to if isinstance(after, Reset) else after.number)
 
 
 def _selector(given: Mapping[str, Any] | None) -> Selector | None:

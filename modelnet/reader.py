@@ -2,11 +2,15 @@
 
 It accepts events of the (worker, attempt) pairs that stand in the journal and of no others, orders them by number,
 drops repeats, holds back what follows a gap, and ends with the Final.
+
+An attempt that continues another starts behind a number of it. So each number belongs to the newest attempt that
+starts below it: an older one's events above that are void, those up to it stand.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import insort
+from typing import NamedTuple
 
 from modelnet.messages import (
     Awarded,
@@ -21,37 +25,67 @@ from modelnet.messages import (
     Waiting,
 )
 
-__all__ = ["Reader", "StreamEvent"]
+__all__ = ["Position", "Reader", "StreamEvent"]
 
 Numbered = Delta | Progress | Output | Failure
 StreamEvent = Numbered | Reset | Awarded | Waiting | Final
 """What a stream yields: result events in order, `Reset` when what was shown is void, and the journal's news."""
 
 
+class Position(NamedTuple):
+    """How far a reader has come."""
+
+    attempt: int
+    """The newest attempt it has heard of."""
+    number: int
+
+
 class Reader:
     """Feed it entries and events; each call returns what is now due to be shown."""
 
-    def __init__(self) -> None:
-        self._attempt: Awarded | None = None
-        self._shown = 0
+    def __init__(self, after: Position | None = None) -> None:
+        """`after`: what has been shown before, by another reader: it is not shown again."""
+        self._lineage: list[Awarded] = []
+        self._position = 0
+        self._known, self._told = after or Position(0, 0)
         self._held: dict[tuple[str, int], dict[int, Numbered]] = {}
+        self._unannounced: list[Awarded] = []
         self._waiting: Waiting | None = None
         self._final: Final | None = None
-        self._parts: list[str] = []
+        self._parts: list[tuple[int, str]] = []
         self.done = False
 
     @property
     def text(self) -> str:
         """The text so far: always right, whatever was reset."""
-        return "".join(self._parts)
+        return "".join(text for _, text in self._parts)
+
+    @property
+    def position(self) -> int:
+        """Number of the last event behind which nothing is missing."""
+        return self._position
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt heard of; 0 for none."""
+        return self._lineage[-1].attempt if self._lineage else 0
 
     @property
     def missing(self) -> bool:
-        """Whether the Final is known but events before it are not."""
-        return self._final is not None and not self.done
+        """Whether there must be events that have not come: of a number below one that is known."""
+        if self.done:
+            return False
+        if self._final is not None or (self._lineage and self._lineage[-1].from_number > self._position):
+            return True
+        return any(self._held.get((award.worker, award.attempt)) for award in self._lineage)
+
+    @property
+    def final(self) -> Final | None:
+        """The Final, once it is known, shown or not."""
+        return self._final
 
     def entry(self, entry: JournalEntry) -> list[StreamEvent]:
-        """A journal entry, in the journal's order; repeats are harmless."""
+        """A journal entry; repeats are harmless."""
         if self.done or isinstance(entry, CancelAsked):
             return []
         if isinstance(entry, Final):
@@ -60,35 +94,62 @@ class Reader:
         if isinstance(entry, Waiting):
             news, self._waiting = entry != self._waiting, entry
             return [entry] if news else []
-        if self._attempt is not None and entry.attempt <= self._attempt.attempt:
+        if any(award.attempt == entry.attempt for award in self._lineage):
             return []
-        out: list[StreamEvent] = [entry]
-        if self._shown > entry.from_number:
-            out.append(
-                Reset(
-                    task=entry.task,
-                    attempt=entry.attempt,
-                    worker=entry.worker,
-                    number=entry.from_number + 1,
-                    to=entry.from_number,
-                )
-            )
-            self._parts.clear()
-        self._attempt, self._shown = entry, entry.from_number
-        self._held = {key: held for key, held in self._held.items() if key[1] >= entry.attempt}
-        return out + self._due()
+        newest = entry.attempt > self.attempt
+        insort(self._lineage, entry, key=lambda award: award.attempt)
+        return [*(self._begin(entry) if newest else ()), *self._due()]
+
+    def _begin(self, award: Awarded) -> list[StreamEvent]:
+        """A newer attempt: what was said above its start is void."""
+        start = award.from_number
+        self._position = min(self._position, start)
+        while self._parts and self._parts[-1][0] > start:
+            self._parts.pop()
+        for (_, attempt), held in self._held.items():
+            if attempt < award.attempt:
+                for number in [number for number in held if number > start]:
+                    del held[number]
+        if award.attempt <= self._known:
+            return []
+        self._unannounced.append(award)
+        out: list[StreamEvent] = [*self._announce()]
+        if self._told > start:
+            who = {"task": award.task, "attempt": award.attempt, "worker": award.worker}
+            out.append(Reset(**who, number=start + 1, to=start))
+            self._told = start
+        return out
+
+    def _announce(self) -> list[Awarded]:
+        """Attempts are shown in order, each once all is there that it stands on."""
+        ready = [
+            at for at, award in enumerate(self._unannounced, 1) if award.from_number <= max(self._position, self._told)
+        ]
+        count = ready[-1] if ready else 0
+        due, self._unannounced = self._unannounced[:count], self._unannounced[count:]
+        return due
 
     def event(self, event: Numbered) -> list[StreamEvent]:
         """A result event, from anywhere, in any order."""
-        current = self._attempt
-        if self.done or (current is not None and event.attempt < current.attempt):
+        if self.done:
             return []
-        if current is not None and event.attempt == current.attempt:
-            repeat = event.number <= self._shown
-            if repeat or event.worker != current.worker:
-                return []
+        if event.attempt <= self.attempt and (event.number <= self._position or self._void(event)):
+            return []
         self._held.setdefault((event.worker, event.attempt), {}).setdefault(event.number, event)
         return self._due()
+
+    def _void(self, event: Numbered) -> bool:
+        """Whether a known attempt is not this worker's, or a newer one has put an end to it before this number."""
+        return any(
+            award.from_number < event.number
+            if award.attempt > event.attempt
+            else award.attempt == event.attempt and (award.worker != event.worker or event.number <= award.from_number)
+            for award in self._lineage
+        )
+
+    def _owner(self, number: int) -> Awarded | None:
+        """The newest attempt that starts below a number."""
+        return next((award for award in reversed(self._lineage) if award.from_number < number), None)
 
     def give_up(self) -> list[StreamEvent]:
         """The Final, though events before it cannot be had any more: it carries the whole output."""
@@ -99,13 +160,19 @@ class Reader:
 
     def _due(self) -> list[StreamEvent]:
         out: list[StreamEvent] = []
-        if self._attempt is not None:
-            held = self._held.get((self._attempt.worker, self._attempt.attempt), {})
-            while (event := held.pop(self._shown + 1, None)) is not None:
-                self._shown += 1
+        if self.attempt < self._known:
+            return out  # what stands is not known before the attempts are that were known when it was shown
+        while (owner := self._owner(self._position + 1)) is not None:
+            event = self._held.get((owner.worker, owner.attempt), {}).pop(self._position + 1, None)
+            if event is None:
+                break
+            self._position += 1
+            if isinstance(event, Delta):
+                self._parts.append((event.number, event.text))
+            if event.number > self._told:
+                self._told = event.number
                 out.append(event)
-                if isinstance(event, Delta):
-                    self._parts.append(event.text)
+            out += self._announce() if self._unannounced else ()
         if self._final is not None and self._complete(self._final):
             self.done = True
             out.append(self._final)
@@ -115,9 +182,4 @@ class Reader:
         if final.number is None:
             return True
         # The award of the accepted attempt may still be missing: what was shown is then another attempt's.
-        attempt = self._attempt.attempt if self._attempt else None
-        return attempt == final.attempt and self._shown >= final.number - 1
-
-    def state(self) -> dict[str, Any]:
-        """For error messages: how far the stream has come."""
-        return {"shown": self._shown, "attempt": self._attempt.attempt if self._attempt else None}
+        return self.attempt == final.attempt and self._position >= final.number - 1

@@ -78,9 +78,14 @@ class TaskHandle:
         """The text streamed so far to the reader in hand."""
         return self._handle.text
 
-    def stream(self) -> Iterator[StreamEvent]:
-        """Everything from the start, then live, without a gap or a repeat, ending with the Final."""
-        events = self._handle.stream()
+    def stream(
+        self, *, from_start: bool = True, resume_after: StreamEvent | int | None = None
+    ) -> Iterator[StreamEvent]:
+        """Everything from the start, then live, without a gap or a repeat, ending with the Final.
+
+        `resume_after`: the last event that was seen; `from_start=False`: only what comes from now on.
+        """
+        events = self._handle.stream(from_start=from_start, resume_after=resume_after)
 
         async def following() -> StreamEvent | None:
             return await anext(events, None)

@@ -22,7 +22,7 @@ from modelnet.messages import (
     Waiting,
     digest_of,
 )
-from modelnet.reader import Reader, StreamEvent
+from modelnet.reader import Position, Reader, StreamEvent
 
 WAITING = Waiting(task="k", reason="busy", negotiator="n")
 Numbered = Delta | Progress | Output | Failure
@@ -190,11 +190,67 @@ def test_waits_are_told_once_each() -> None:
     assert feed(reader, WAITING, WAITING, other, awarded(), other) == [WAITING, other, awarded()]
 
 
-def test_its_state_tells_how_far_it_came() -> None:
+def test_it_tells_how_far_it_came() -> None:
     reader = Reader()
-    assert reader.state() == {"shown": 0, "attempt": None}
-    feed(reader, awarded(), delta(1))
-    assert reader.state() == {"shown": 1, "attempt": 1}
+    assert (reader.attempt, reader.position) == (0, 0)
+    feed(reader, awarded(), delta(1), delta(3))
+    assert (reader.attempt, reader.position) == (1, 1)
+    assert reader.missing
+
+
+# ---------------------------------------------------------------------- an attempt that goes on behind another
+
+
+def test_what_is_continued_stands() -> None:
+    reader = Reader()
+    assert feed(reader, awarded(), delta(1), delta(2), awarded(2, "v", 2), delta(3, 2, "v"))[2:] == [
+        delta(2),
+        awarded(2, "v", 2),
+        delta(3, 2, "v"),
+    ]
+    assert reader.text == "w1 w2 v3 "
+    assert feed(reader, delta(3), delta(4), output(4, 2, "v"), final(5, 2, "v")) == [
+        output(4, 2, "v"),
+        final(5, 2, "v"),
+    ]
+
+
+def test_only_what_is_above_the_start_is_void() -> None:
+    reader = Reader()
+    shown = feed(reader, awarded(), delta(1), delta(2), delta(3), awarded(2, "v", 1))
+    assert shown[-1] == Reset(task="k", attempt=2, worker="v", number=2, to=1)
+    assert reader.text == "w1 "
+    assert feed(reader, delta(2, 2, "v")) == [delta(2, 2, "v")]
+    assert reader.text == "w1 v2 "
+
+
+def test_a_reader_behind_is_given_the_older_attempts_events_up_to_the_start() -> None:
+    reader = Reader()
+    assert feed(reader, awarded(), delta(1), awarded(2, "v", 3), delta(4, 2, "v"))[-1] == delta(1)
+    assert reader.missing
+    assert feed(reader, delta(4), delta(3), delta(2)) == [delta(2), delta(3), awarded(2, "v", 3), delta(4, 2, "v")]
+    assert not reader.missing
+
+
+def test_an_older_award_that_comes_late_completes_the_line() -> None:
+    reader = Reader()
+    assert feed(reader, awarded(2, "v", 1), delta(2, 2, "v"), delta(1)) == []
+    assert feed(reader, awarded()) == [delta(1), awarded(2, "v", 1), delta(2, 2, "v")]
+
+
+def test_a_reader_goes_on_where_another_stopped() -> None:
+    reader = Reader(Position(1, 2))
+    assert feed(reader, awarded(), delta(1), delta(2), delta(3)) == [delta(3)]
+    assert reader.text == "w1 w2 w3 "
+    assert feed(reader, awarded(2, "v", 3), delta(4, 2, "v")) == [awarded(2, "v", 3), delta(4, 2, "v")]
+
+
+def test_a_reader_that_was_away_learns_what_became_void() -> None:
+    """It had four events; of the third and fourth nothing is left, not even in the stream."""
+    reader = Reader(Position(1, 4))
+    reset = Reset(task="k", attempt=2, worker="v", number=3, to=2)
+    assert feed(reader, awarded(), delta(1), delta(2), awarded(2, "v", 2)) == [awarded(2, "v", 2), reset]
+    assert feed(reader, delta(3, 2, "v")) == [delta(3, 2, "v")]
 
 
 # ---------------------------------------------------------------------- any order, any number of times
@@ -231,29 +287,73 @@ def test_any_order_of_one_attempt_shows_the_same(data: st.DataObject) -> None:
     assert reader.done
 
 
+class History:
+    """Attempts of random length, each from a random number of what stands; and what stands at the end."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        workers = data.draw(st.lists(st.sampled_from("wvu"), min_size=1, max_size=4))
+        self.journal: list[JournalEntry] = []
+        self.events: list[Numbered] = []
+        self.standing: list[Numbered] = []
+        for attempt, worker in enumerate(workers, 1):
+            start = data.draw(st.integers(0, len(self.standing)))
+            self.journal.append(awarded(attempt, worker, start))
+            said: list[Numbered] = [
+                delta(start + n, attempt, worker, text=f"{attempt}.{n} ")
+                for n in range(1, data.draw(st.integers(1, 4)))
+            ]
+            self.events += said
+            self.standing = [*self.standing[:start], *said]
+        answer = output(len(self.standing) + 1, len(workers), workers[-1])
+        self.end = final(answer.number + 1, len(workers), workers[-1])
+        self.events.append(answer)
+        self.standing.append(answer)
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.standing if isinstance(event, Delta))
+
+    def told(self, data: st.DataObject) -> list[Numbered | JournalEntry]:
+        """All of it, in some order."""
+
+        @st.composite
+        def histories(draw: st.DrawFn) -> list[Numbered | JournalEntry]:
+            return interleaved(draw, [*self.journal, self.end], self.events)
+
+        return data.draw(histories())
+
+
+def follow(standing: list[Numbered], shown: list[StreamEvent]) -> list[Numbered]:
+    """What stands for somebody who keeps what is shown, and obeys resets; numbers have no gap and no repeat."""
+    standing = list(standing)
+    for event in shown:
+        if isinstance(event, Reset):
+            del standing[event.to :]
+        elif not isinstance(event, Awarded | Waiting | Final):
+            assert event.number == len(standing) + 1
+            standing.append(event)
+    return standing
+
+
 @given(st.data())
 def test_any_order_of_several_attempts_leaves_the_same(data: st.DataObject) -> None:
     """How much of a void attempt is seen depends on the order; what stands after the resets does not."""
-    workers = data.draw(st.lists(st.sampled_from("wvu"), min_size=1, max_size=3))
-    journal: list[JournalEntry] = [awarded(n, worker) for n, worker in enumerate(workers, 1)]
-    events: list[Numbered] = []
-    for n, worker in enumerate(workers, 1):
-        events += [delta(number, n, worker, text=f"{n}.{number} ") for number in range(1, data.draw(st.integers(1, 4)))]
-    last = [event for event in events if event.attempt == len(workers)]
-    answer = output(len(last) + 1, len(workers), workers[-1])
-    end = final(answer.number + 1, len(workers), workers[-1])
-
-    @st.composite
-    def histories(draw: st.DrawFn) -> list[Numbered | JournalEntry]:
-        return interleaved(draw, [*journal, end], [*events, answer])
-
-    reader = Reader()
-    standing: list[StreamEvent] = []
-    for shown in feed(reader, *data.draw(histories())):
-        if isinstance(shown, Reset):
-            standing = [event for event in standing if isinstance(event, Awarded)]
-        elif not isinstance(shown, Awarded):
-            standing.append(shown)
-    assert [event for event in standing if not isinstance(event, Awarded)] == [*last, answer, end]
-    assert reader.text == "".join(event.text for event in last if isinstance(event, Delta))
+    history, reader = History(data), Reader()
+    shown = feed(reader, *history.told(data))
+    assert follow([], shown) == history.standing
+    assert shown[-1] == history.end
+    assert reader.text == history.text
     assert reader.done
+
+
+@given(st.data())
+def test_a_reader_that_was_cut_off_anywhere_goes_on_without_a_gap_or_a_repeat(data: st.DataObject) -> None:
+    history, first = History(data), Reader()
+    told = history.told(data)
+    cut = data.draw(st.integers(0, len(told)))
+    before = follow([], feed(first, *told[:cut]))
+    second = Reader(Position(first.attempt, first.position))
+    after = feed(second, *history.told(data))
+    assert follow(before, after) == history.standing
+    assert after[-1:] == ([] if first.done else [history.end]) or first.done
+    assert second.text == history.text

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 from faststream import FastStream
@@ -24,12 +25,14 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.intake import TaskIntake
 from modelnet.bus.streams import last_sequence, setup_bus
+from modelnet.bus.takeover import ask_worker, read_streamed
 from modelnet.contracts import check, compile_schema, features_of
-from modelnet.errors import TooLarge, UsageError
+from modelnet.errors import ModelnetError, TooLarge, UsageError
 from modelnet.log import setup_logging
 from modelnet.market import Candidate, Directory, Line, Negotiation, Policy, ReferencePrices, State
 from modelnet.market import commands as cmd
 from modelnet.messages import (
+    AdoptAttempt,
     Beat,
     CancelAttempt,
     Contract,
@@ -49,6 +52,8 @@ from modelnet.messages import (
     new_id,
 )
 from modelnet.settings import Settings, settings
+
+T = TypeVar("T")
 
 log = structlog.get_logger("negotiator")
 
@@ -75,6 +80,8 @@ class _Held:
     """Token of the award last sent."""
     auction: str = ""
     """Id of the auction last opened."""
+    suspect: int = 0
+    """The attempt that its worker's last beat did not list."""
 
     @property
     def task(self) -> Task:
@@ -447,13 +454,20 @@ class Negotiator:
         if len(beat.running) < beat.slots and not beat.draining:
             await self._wake(beat.worker, beat.slots - len(beat.running))
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
+        for tenant, task, attempt in at_work:
+            stale = self._held.get((tenant, task))
+            if stale is not None and attempt < stale.negotiation.attempt:  # a zombie: it missed its cancel
+                cancel = CancelAttempt(tenant=tenant, task=task, attempt=attempt)
+                await self._nc.publish(subjects.cancel_attempt(beat.worker), cancel.encode())
         for (tenant, task), held in list(self._held.items()):
             if held.negotiation.running is None:
                 continue
             worker, attempt, since = held.negotiation.running
-            idle = worker == beat.worker and (tenant, task, attempt) not in at_work
-            if idle and now - since > 2 * self._settings.beat_s:
+            if worker != beat.worker or (tenant, task, attempt) in at_work or now - since < self._settings.beat_s:
+                continue
+            if held.suspect == attempt:  # twice: its Done may have been on its way the first time
                 self._spawn(self._missed_done(held, worker, attempt))
+            held.suspect = attempt
 
     async def _missed_done(self, held: _Held, worker: str, attempt: int) -> None:
         """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
@@ -463,6 +477,46 @@ class Negotiator:
             await self._done(held, Done.of(event, task.tenant))
         else:
             await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def _until_done(self, held: _Held, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do something that needs the streams, as often as it takes; None if the task is out of hand meanwhile."""
+        while True:
+            try:
+                return await work()
+            except ModelnetError as error:
+                log.warning("streams_away", task=held.task.id, wanted=what, error=str(error))
+            await asyncio.sleep(TICK_S)
+            if not self._holds(held):
+                return None
+
+    async def _recall(self, held: _Held, worker: str, attempt: int) -> None:
+        """An attempt that another negotiator gave away: how it ended, or whether its worker still runs it."""
+        task = held.task
+        question = AdoptAttempt(tenant=task.tenant, task=task.id, attempt=attempt, negotiator=self.id)
+
+        async def last() -> Done | None:
+            event = await journal.last_event(self._nc, task.tenant, task.id, worker, attempt)
+            return Done.of(event, task.tenant) if isinstance(event, Output | Failure) else None
+
+        done, answer = await self._until_done(held, "last_event", last), None
+        if done is None and self._holds(held):
+            timeout_s = self._settings.award_timeout_ms / 1e3
+            answer = await ask_worker(self._nc, worker, question, timeout_s=timeout_s)
+            if answer != "running":  # it may have ended between the two questions
+                done = await self._until_done(held, "last_event", last)
+        if not self._holds(held):
+            return
+        if done is not None:
+            await self._done(held, done)
+        elif answer is not None:
+            log.info("attempt_recalled", task=task.id, worker=worker, attempt=attempt, answer=answer)
+            await self._run(held, held.negotiation.on_recalled(attempt, answer, time.monotonic()))
+
+    async def _read_stream(self, held: _Held) -> None:
+        task = held.task
+        streamed = await self._until_done(held, "stream", partial(read_streamed, self._nc, task.tenant, task.id))
+        if streamed is not None and self._holds(held):
+            await self._run(held, held.negotiation.on_streamed(streamed, time.monotonic()))
 
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
@@ -529,6 +583,12 @@ class Negotiator:
                 case cmd.CancelWork(worker, attempt):
                     body = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt).encode()
                     await self._nc.publish(subjects.cancel_attempt(worker), body)
+                case cmd.Recall(worker, attempt):
+                    self._spawn(self._recall(held, worker, attempt))
+                case cmd.ReadStream():
+                    self._spawn(self._read_stream(held))
+                case cmd.Bury(reason):
+                    self._spawn(self._until_done(held, "bury", partial(journal.bury, self._nc, held.msg, reason)))
                 case cmd.Hold(reason):
                     await self._hold(held, reason)
                 case cmd.Finished(final):

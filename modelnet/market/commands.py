@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modelnet.messages import Award, Awarded, BidRequest, Final, Transcript, Waiting
+from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
 
 __all__ = [
     "Abandon",
     "AskForBids",
+    "Bury",
     "CancelWork",
     "Command",
     "Finished",
     "Hold",
+    "ReadStream",
+    "Recall",
     "Record",
     "SendAward",
     "StartTimer",
+    "Streamed",
     "Timer",
     "Write",
 ]
@@ -65,6 +69,36 @@ class CancelWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Another negotiator's attempt: `on_done` if its last event is stored; else ask the worker, then `on_recalled`."""
+
+    worker: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What a task's readers have of it, as the result stream tells."""
+
+    number: int = 0
+    """Of the last event behind which there is no gap."""
+    resume: Resume | None = None
+    """Its text, if an attempt can go on behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStream:
+    """Read what the task's attempts have streamed; then `on_streamed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Keep the task for a person to look at."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Keep an auction's transcript."""
 
@@ -90,4 +124,17 @@ class Abandon:
     """Another negotiator has taken the task over: forget it without acknowledging."""
 
 
-Command = AskForBids | StartTimer | Write | SendAward | CancelWork | Record | Hold | Finished | Abandon
+Command = (
+    AskForBids
+    | StartTimer
+    | Write
+    | SendAward
+    | CancelWork
+    | Recall
+    | ReadStream
+    | Bury
+    | Record
+    | Hold
+    | Finished
+    | Abandon
+)

@@ -25,6 +25,9 @@ class Candidate:
     contract: str
     quality: float
     """The negotiator's estimate."""
+    model: str | None = None
+    continues: bool = False
+    """Whether it can go on from another attempt's text, and another from its own."""
 
 
 @dataclass(slots=True)
@@ -142,7 +145,8 @@ class Directory:
                 return None
         if not accepts(offered.contract):
             return None
-        return Candidate(worker, card.owner, offered.contract, expected_quality(offered.quality))
+        quality = expected_quality(offered.quality)
+        return Candidate(worker, card.owner, offered.contract, quality, offered.model, offered.continues)
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""

@@ -1,16 +1,16 @@
 """One task's life, from being taken off the queue to its Final, as a state machine: events in, commands out.
 
     AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there
+    RECALLING: what became of an attempt that another negotiator gave away      READING: what an attempt that ended has
+    streamed, so that the next can go on behind it
 
 No I/O, no clock, no randomness: times are handed in as monotonic seconds, ids by `new_id`, the state of the network by
-`find`. Journal entries are written one at a time, each on the sequence of the one before; an award goes out beside its
-entry, without waiting for it, because only the pair in the journal makes an attempt's events count and only a Final
-written after that entry can be stored.
+`find`. An award goes out beside its journal entry, without waiting for it, because only the pair in the journal makes
+an attempt's events count and only a Final written after that entry can be stored.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -30,33 +30,35 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Refusal,
-    ScoredBid,
     Task,
     Timings,
-    Transcript,
     Waiting,
 )
 
+from .auction import Auction
 from .commands import (
     Abandon,
     AskForBids,
+    Bury,
     CancelWork,
     Command,
     Finished,
     Hold,
+    ReadStream,
+    Recall,
     Record,
     SendAward,
     StartTimer,
+    Streamed,
     Timer,
-    Write,
 )
 from .directory import Candidate
+from .journal_writer import Entry, JournalWriter
 from .reference import ReferencePrices
-from .scoring import Offered, Terms, payment, rank
 
 __all__ = ["Negotiation", "Policy", "State"]
 
-Entry = Awarded | Waiting | Final
+_CANCELLED = ErrorInfo(code="cancelled", message="cancelled")
 
 
 class State(Enum):
@@ -65,6 +67,8 @@ class State(Enum):
     AUCTIONING = auto()
     AWARDING = auto()
     RUNNING = auto()
+    RECALLING = auto()
+    READING = auto()
     WAITING = auto()
     FINISHING = auto()
     DONE = auto()
@@ -77,6 +81,9 @@ class Policy:
     window_s: float = 0.2
     award_timeout_s: float = 2.0
     max_attempts: int = 3
+    """Attempts that may end in an error."""
+    max_lost: int = 3
+    """Attempts whose worker may vanish. With as many different workers the task is poison: it kills them."""
     notice_s: float = 0.5
     """How long a task waits before its readers are told why."""
     retry_s: float = 0.1
@@ -90,7 +97,8 @@ class _Attempt:
     number: int
     worker: str
     price: int
-    contract: str
+    contract: str | None
+    continues: bool
     confirmed_at: float | None = None
 
 
@@ -127,37 +135,33 @@ class Negotiation:
         self._submitted_at = now - age_s
         self._deadline = self._submitted_at + task.deadline_s
         self._opened_at: float | None = None
-        self._auction_at = now
         self._negotiating_s = 0.0
-        self._auction = ""
-        self._candidates: dict[str, Candidate] = {}
-        self._settled = True
-        self._bids: dict[str, Bid] = {}
-        self._refusals: dict[str, str] = {}
-        self._ranking: deque[ScoredBid] = deque()
-        self._terms = Terms.of(task, task.deadline_s - age_s)
-        self._references: dict[str, int] = {}
+        self._auction = Auction("", (), settled=False, now=now)
         self._attempt: _Attempt | None = None
         self._last_attempt: _Attempt | None = None
         self._attempts = 0
-        self._failed_attempts = 0
         self._bids_taken = 0
         self._failed: set[str] = set()
+        self._errors = 0
+        self._lost: list[str] = []
         self._last_error = ErrorInfo(code="failed", message="")
+        self._streamed = Streamed()
         self._final: Final | None = None
         self._waiting_reason: Literal["no_worker", "busy", "no_bids"] | None = None
         self._told_waiting: str | None = None
-        self._sequence = 0
-        self._outstanding: Entry | None = None
-        self._queue: deque[Entry] = deque()
-        self._stale_workers: list[tuple[str, int]] = []
+        self._writer = JournalWriter()
         self._cancel_asked = False
         self._catch_up(journal)
 
     @property
     def auction(self) -> str:
         """Id of the auction that is open or was last open."""
-        return self._auction
+        return self._auction.id
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        return self._attempts
 
     @property
     def running(self) -> tuple[str, int, float] | None:
@@ -184,21 +188,35 @@ class Negotiation:
         if self._final is not None:
             self.state = State.DONE
             return [Finished(self._final)]
-        stale: list[Command] = [CancelWork(worker, attempt) for worker, attempt in self._stale_workers]
-        self._stale_workers.clear()
         if self._cancel_asked:
-            return [*stale, *self._finish("cancelled", now, ErrorInfo(code="cancelled", message="cancelled"))]
+            return self._cancel(_CANCELLED, now)
         if now >= self._deadline:
-            return [*stale, *self._expire(now)]
+            return [*self._stop_work(), *self._expire(now)]
         timer = StartTimer("deadline", "", self._deadline - now)
+        if self._attempt is not None:
+            self.state = State.RECALLING
+            return [timer, Recall(self._attempt.worker, self._attempt.number)]
         if queue:
             self._opened_at = now
-            return [*stale, timer, *self._wait("busy")]
-        return [*stale, timer, *self._open_auction(now)]
+            return [timer, *self._wait("busy")]
+        return [timer, *self._open_auction(now)]
 
     def reject(self, error: ErrorInfo, now: float) -> list[Command]:
         """End a task that should never have been asked for: unknown capability, contract violation."""
         return self._finish("failed", now, error)
+
+    def on_recalled(self, attempt: int, answer: Literal["running", "unknown", "silent"], now: float) -> list[Command]:
+        """What the worker says of the attempt that this negotiator found in the journal."""
+        current = self._attempt
+        if self.state is not State.RECALLING or current is None or attempt != current.number:
+            return []
+        if answer == "running":
+            current.confirmed_at = now
+            self.state = State.RUNNING
+            return []
+        if answer == "silent":
+            return [*self._stop_work(), *self._lose(f"{current.worker} stopped answering", now)]
+        return self._read_stream(now)  # the award never reached it, or it has started anew since
 
     def wake(self, now: float) -> list[Command]:
         """Capacity may be there: try again, if the task waits."""
@@ -208,7 +226,7 @@ class Negotiation:
         self.state, self._waiting_reason = State.WAITING, reason
         commands: list[Command] = []
         if reason == "no_bids":  # they live but were too slow: nothing will announce that they are quicker now
-            commands.append(StartTimer("retry", self._auction, self._policy.retry_s))
+            commands.append(StartTimer("retry", self._auction.id, self._policy.retry_s))
         if self._told_waiting != reason:
             commands.append(StartTimer("notice", reason, self._policy.notice_s))
         # Last: a shell that gives the task back ends its timers, and must not be told to start more.
@@ -217,20 +235,20 @@ class Negotiation:
     # ------------------------------------------------------------------ the auction
 
     def _open_auction(self, now: float) -> list[Command]:
-        found, self._settled = self._find(frozenset(self._failed))
+        found, settled = self._find(frozenset(self._failed | set(self._lost)))
+        if not found and self._lost:  # who vanished may have come back
+            found, settled = self._find(frozenset(self._failed))
         if self._opened_at is None:
             self._opened_at = now
         if not found:
-            if self._failed:
+            if self._failed and not self._lost:
                 return self._finish("failed", now, self._last_error)
             return self._wait("no_worker")
         self.state = State.AUCTIONING
-        self._auction, self._auction_at = self._new_id(), now
-        self._candidates = {candidate.worker: candidate for candidate in found}
-        self._bids, self._refusals = {}, {}
+        self._auction = Auction(self._new_id(), found, settled=settled, now=now)
         task, window_s = self.task, min(self._policy.window_s, max(self._deadline - now, 1e-3))
         request = BidRequest.model_construct(
-            auction=self._auction,
+            auction=self._auction.id,
             negotiator=self._negotiator,
             capability=task.capability,
             features=self._features,
@@ -240,122 +258,70 @@ class Negotiation:
             exclude=task.exclude,
             contract=task.contract,
         )
-        return [AskForBids(request), StartTimer("window", self._auction, window_s)]
+        return [AskForBids(request), StartTimer("window", self._auction.id, window_s)]
 
     def on_bid(self, reply: Bid | Refusal, now: float, newcomer: Candidate | None = None) -> list[Command]:
         """A bid or refusal. `newcomer`: what is known of a bidder that was unknown when the request went out."""
-        if self.state is not State.AUCTIONING or reply.auction != self._auction or reply.worker in self._failed:
+        if self.state is not State.AUCTIONING or reply.auction != self._auction.id or reply.worker in self._failed:
             return []
-        if reply.worker not in self._candidates:
-            if newcomer is None:
-                return []
-            self._candidates[reply.worker] = newcomer
-        if reply.worker in self._bids or reply.worker in self._refusals:
-            return []  # binding: the first one counts
-        if isinstance(reply, Bid):
-            self._bids[reply.worker] = reply
-        else:
-            self._refusals[reply.worker] = reply.reason
-        return self._close_if_answered(now)
-
-    def _close_if_answered(self, now: float) -> list[Command]:
-        answered = len(self._bids) + len(self._refusals) >= len(self._candidates)
-        return self._close("all_answered", now) if self._settled and answered else []
+        if not self._auction.take(reply, newcomer):
+            return []
+        return self._close("all_answered", now) if self._auction.answered else []
 
     def _close(self, closed_by: Literal["all_answered", "time_limit"], now: float) -> list[Command]:
-        self._bids_taken += len(self._bids)
-        if not self._bids:
-            answered = bool(self._refusals)
-            return self._wait("busy" if answered else "no_bids")
-        terms = Terms.of(self.task, self._deadline - now)
-        known = self._candidates
-        offered = [Offered(bid, known[who].owner, known[who].quality) for who, bid in self._bids.items()]
-        ranking = rank(self.task.id, terms, offered)
-        for bid in self._bids.values():
-            self._prices.learn(self.task.capability, bid.worker, bid.price)
-        references = {who: self._prices.reference(self.task.capability, who) for who in self._bids}
-        self._references = {who: price for who, price in references.items() if price is not None}
-        self._terms = terms
-        self._ranking = deque(bid for bid in ranking if bid.eligible)
-        winner, price = self._winner()
-        transcript = Transcript.model_construct(
-            auction=self._auction,
-            task=self.task.id,
-            tenant=self.task.tenant,
-            capability=self.task.capability,
-            negotiator=self._negotiator,
-            attempt=self._attempts + 1,
-            closed_by=closed_by,
-            asked=len(self._candidates),
-            window_ms=(now - self._auction_at) * 1e3,
-            remaining_ms=terms.remaining_s * 1e3,
-            budget=terms.budget,
-            value=terms.value,
-            value_of_time=terms.value_of_time,
-            min_quality=terms.min_quality,
-            reference_price=self._references,
-            bids=tuple(ranking),
-            refusals=self._refusals,
-            winner=winner.worker if winner else None,
-            price=price,
+        auction = self._auction
+        self._bids_taken += len(auction.bids)
+        if not auction.bids:
+            return self._wait("busy" if auction.refused else "no_bids")
+        auction.close(self.task, self._deadline - now, self._prices)
+        transcript = auction.transcript(
+            self.task, negotiator=self._negotiator, attempt=self._attempts + 1, closed_by=closed_by, now=now
         )
-        if winner is None:
-            error = self._no_acceptable_bid(ranking)
-            return [Record(transcript), *self._finish("failed", now, error)]
+        if auction.winner() is None:
+            return [Record(transcript), *self._finish("failed", now, auction.no_acceptable_bid(self.task))]
         # The award first: its reader waits, the transcript's does not.
         return [*self._award(now), Record(transcript)]
-
-    def _winner(self) -> tuple[ScoredBid | None, int | None]:
-        if not self._ranking:
-            return None, None
-        winner, rest = self._ranking[0], list(self._ranking)[1:]
-        return winner, payment(self._terms, winner, rest, self._references.get(winner.worker))
-
-    def _no_acceptable_bid(self, ranking: list[ScoredBid]) -> ErrorInfo:
-        lowest = min(bid.price for bid in ranking)
-        if lowest > self.task.budget:
-            message = f"the lowest of {len(ranking)} bids asks {lowest}, the budget is {self.task.budget}"
-            return ErrorInfo(code="over_budget", message=message)
-        if all(bid.quality < self.task.min_quality for bid in ranking):
-            best = max(bid.quality for bid in ranking)
-            message = f"the best expected quality is {best:.2f}, {self.task.min_quality:.2f} was asked for"
-            return ErrorInfo(code="quality_too_low", message=message)
-        message = f"none of {len(ranking)} bids is worth its price: the best scores {ranking[0].score:.1f}"
-        return ErrorInfo(code="no_acceptable_bid", message=message)
 
     # ------------------------------------------------------------------ award and attempt
 
     def _award(self, now: float) -> list[Command]:
-        winner, price = self._winner()
-        assert winner is not None
-        assert price is not None
-        self._ranking.popleft()
+        won = self._auction.winner()
+        assert won is not None
+        (winner, price), task = won, self.task
+        self._auction.take_winner()
         self._attempts += 1
-        contract = self._candidates[winner.worker].contract
-        self._attempt = attempt = _Attempt(self._attempts, winner.worker, price, contract)
+        if not winner.continues:
+            self._streamed = Streamed()  # void from here on, also for whoever comes after
+        self._attempt = attempt = _Attempt(self._attempts, winner.worker, price, winner.contract, winner.continues)
         self.state = State.AWARDING
         entry = Awarded.model_construct(
-            task=self.task.id,
+            task=task.id,
             attempt=attempt.number,
             worker=attempt.worker,
             price=price,
-            from_number=0,
+            from_number=self._streamed.number,
+            contract=winner.contract,
+            continues=winner.continues,
+            model=winner.model,
+            failed=tuple(sorted(self._failed)),
+            lost=tuple(self._lost),
             negotiator=self._negotiator,
         )
         award = Award.model_construct(
-            auction=self._auction,
+            auction=self._auction.id,
             negotiator=self._negotiator,
-            task=self.task.id,
-            tenant=self.task.tenant,
+            task=task.id,
+            tenant=task.tenant,
             attempt=attempt.number,
-            capability=self.task.capability,
-            input=self.task.input,
+            capability=task.capability,
+            input=task.input,
             price=price,
-            from_number=0,
+            from_number=self._streamed.number,
+            resume=self._streamed.resume,
             remaining_ms=max((self._deadline - now) * 1e3, 1.0),
         )
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        return [*self._write(entry), SendAward(attempt.worker, award), timer]
+        return [*self._writer.write(entry), SendAward(attempt.worker, award), timer]
 
     def on_award_reply(self, attempt: int, reply: Confirm | Decline | None, now: float) -> list[Command]:
         """The winner's answer; None if there was none."""
@@ -363,63 +329,96 @@ class Negotiation:
         if self.state is not State.AWARDING or current is None or attempt != current.number:
             return []
         if isinstance(reply, Confirm):
-            current.confirmed_at = now
-            self._negotiating_s += now - self._auction_at
+            self._confirm(current, now)
             self.state = State.RUNNING
             return []
-        reason = reply.reason if reply else "no answer"
-        commands: list[Command] = [] if reply else [CancelWork(current.worker, current.number)]
-        self._attempt = None
         if reply is None:
-            self._failed.add(current.worker)
+            commands = self._stop_work()
+            self._lost.append(current.worker)
             self._last_error = ErrorInfo(code="worker_lost", message=f"{current.worker} did not take its award")
-        elif reason in ("too_long", "unsupported"):
-            self._failed.add(current.worker)
-            self._last_error = ErrorInfo(code=reason, message=f"{current.worker} declined: {reason}")
-        if self._ranking:
+            if len(self._lost) >= self._policy.max_lost:
+                return [*commands, *self._give_up(now)]
+        else:
+            commands = []
+            if reply.reason in ("too_long", "unsupported"):
+                self._failed.add(current.worker)
+                message = f"{current.worker} declined: {reply.reason}"
+                self._last_error = ErrorInfo(code=reply.reason, message=message)
+        self._attempt, self._last_attempt = None, current
+        if self._auction.winner() is not None:
             return [*commands, *self._award(now)]
-        if reply is not None and reason not in ("too_long", "unsupported"):
+        if reply is not None and reply.reason not in ("too_long", "unsupported"):
             return [*commands, *self._wait("busy")]
         return [*commands, *self._open_auction(now)]
+
+    def _confirm(self, attempt: _Attempt, now: float) -> None:
+        if attempt.confirmed_at is None:
+            attempt.confirmed_at = now
+            self._negotiating_s += now - self._auction.opened_at
 
     def on_done(self, done: Done, violation: str | None, now: float) -> list[Command]:
         """An attempt has ended. `violation`: how its output breaks the contract, if it does."""
         current = self._attempt
-        if current is None or self.state not in (State.AWARDING, State.RUNNING):
+        if current is None or self.state not in (State.AWARDING, State.RUNNING, State.RECALLING):
             return []
         if (done.worker, done.attempt) != (current.worker, current.number):
             return []  # of an older attempt, or of nobody's: void
-        if current.confirmed_at is None:
-            current.confirmed_at = now
-            self._negotiating_s += now - self._auction_at
+        if self.state is State.AWARDING:
+            self._confirm(current, now)
         if done.error is None and violation is None:
             return self._finish("completed", now, None, done)
         error = done.error or ErrorInfo(code="bad_output", message=f"{current.worker}: {violation}"[:4096])
-        return self._next_attempt(error, now, retryable=done.error is None or done.retryable, done=done)
+        self._failed.add(current.worker)
+        self._errors += 1
+        self._last_error, self._last_attempt = error, current
+        retryable = violation is not None or done.retryable
+        if not retryable or self._errors >= self._policy.max_attempts:
+            return self._finish("failed", now, error, done)
+        current.continues &= violation is None  # nobody should go on behind what is no answer
+        return self._read_stream(now)
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker's beats are missing."""
         current = self._attempt
-        if self.state in (State.AWARDING, State.RUNNING) and current is not None and current.worker == worker:
-            error = ErrorInfo(code="worker_lost", message=f"{worker} stopped answering")
-            return [CancelWork(worker, current.number), *self._next_attempt(error, now, retryable=True, done=None)]
-        if self.state is State.AUCTIONING and self._candidates.pop(worker, None) is not None:
-            self._bids.pop(worker, None)
-            self._refusals.pop(worker, None)
-            if not self._candidates:
+        at_work = self.state in (State.AWARDING, State.RUNNING, State.RECALLING)
+        if at_work and current is not None and current.worker == worker:
+            return [*self._stop_work(), *self._lose(f"{worker} stopped answering", now)]
+        if self.state is State.AUCTIONING and self._auction.drop(worker):
+            if self._auction.deserted:
                 return self._open_auction(now)
-            return self._close_if_answered(now)
+            return self._close("all_answered", now) if self._auction.answered else []
         return []
 
-    def _next_attempt(self, error: ErrorInfo, now: float, *, retryable: bool, done: Done | None) -> list[Command]:
+    def _lose(self, message: str, now: float) -> list[Command]:
         assert self._attempt is not None
-        self._failed.add(self._attempt.worker)
-        self._last_attempt = self._attempt
-        self._failed_attempts += 1
-        self._last_error = error
-        if not retryable or self._failed_attempts >= self._policy.max_attempts:
-            return self._finish("failed", now, error, done)
-        self._attempt = None
+        self._lost.append(self._attempt.worker)
+        self._last_error, self._last_attempt = ErrorInfo(code="worker_lost", message=message), self._attempt
+        if len(self._lost) >= self._policy.max_lost:
+            return self._give_up(now)
+        return self._read_stream(now)
+
+    def _give_up(self, now: float) -> list[Command]:
+        """Too many workers have vanished."""
+        if len(set(self._lost)) < self._policy.max_lost:
+            return self._finish("failed", now, self._last_error)
+        reason = f"{len(self._lost)} workers vanished while they held this task: {', '.join(self._lost)}"
+        return [Bury(reason), *self._finish("failed", now, ErrorInfo(code="poison", message=reason))]
+
+    def _read_stream(self, now: float) -> list[Command]:
+        """The attempt in hand is over. Go on behind what it streamed, if that can be."""
+        assert self._attempt is not None
+        self._last_attempt, self._attempt = self._attempt, None
+        self._streamed = Streamed()
+        if not self._last_attempt.continues:
+            return self._open_auction(now)
+        self.state = State.READING
+        return [ReadStream()]
+
+    def on_streamed(self, streamed: Streamed, now: float) -> list[Command]:
+        """What readers have of the attempts so far."""
+        if self.state is not State.READING:
+            return []
+        self._streamed = streamed
         return self._open_auction(now)
 
     # ------------------------------------------------------------------ the end
@@ -428,32 +427,39 @@ class Negotiation:
         """The owner's cancel stands in the journal, at `sequence`."""
         if self.state in (State.FINISHING, State.DONE):
             return []  # decided by the fence: this write or the read-back after it
-        if self._outstanding is None:
-            self._sequence = max(self._sequence, sequence)
-        commands: list[Command] = []
-        if self._attempt is not None:
-            commands.append(CancelWork(self._attempt.worker, self._attempt.number))
-        return [*commands, *self._finish("cancelled", now, ErrorInfo(code="cancelled", message="cancelled"))]
+        if self._writer.outstanding is None:
+            self._writer.sequence = max(self._writer.sequence, sequence)
+        return self._cancel(_CANCELLED, now)
+
+    def on_client_gone(self, now: float) -> list[Command]:
+        """The client is gone that wanted its task cancelled then."""
+        if self.state in (State.FINISHING, State.DONE):
+            return []
+        return self._cancel(ErrorInfo(code="client_gone", message="cancelled: its client is gone"), now)
 
     def on_timer(self, timer: Timer, key: str, now: float) -> list[Command]:
         """A timer that was started has run out."""
-        if timer == "window" and self.state is State.AUCTIONING and key == self._auction:
+        if timer == "window" and self.state is State.AUCTIONING and key == self._auction.id:
             return self._close("time_limit", now)
-        if timer == "retry" and key == self._auction:
+        if timer == "retry" and key == self._auction.id:
             return self.wake(now)
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):
             return self.on_award_reply(self._attempt.number, None, now)
         if timer == "deadline" and self.state not in (State.FINISHING, State.DONE):
-            commands: list[Command] = []
-            if self._attempt is not None:
-                commands.append(CancelWork(self._attempt.worker, self._attempt.number))
-            return [*commands, *self._expire(now)]
+            return [*self._stop_work(), *self._expire(now)]
         if timer == "notice" and self.state is State.WAITING:
             reason = self._waiting_reason
             if reason is not None and reason != self._told_waiting:
                 self._told_waiting = reason
-                return self._write(Waiting(task=self.task.id, reason=reason, negotiator=self._negotiator))
+                entry = Waiting(task=self.task.id, reason=reason, negotiator=self._negotiator)
+                return [*self._writer.write(entry)]
         return []
+
+    def _stop_work(self) -> list[Command]:
+        return [CancelWork(self._attempt.worker, self._attempt.number)] if self._attempt is not None else []
+
+    def _cancel(self, error: ErrorInfo, now: float) -> list[Command]:
+        return [*self._stop_work(), *self._finish("cancelled", now, error)]
 
     def _expire(self, now: float) -> list[Command]:
         why = f" ({self._waiting_reason.replace('_', ' ')})" if self._waiting_reason and not self._attempt else ""
@@ -496,62 +502,56 @@ class Negotiation:
         )
         # Of what is not yet written only the award stays whose worker has spoken: else no reader takes its events.
         spoken = done.attempt if done else None
-        self._queue = deque(e for e in self._queue if isinstance(e, Awarded) and e.attempt == spoken)
-        return self._write(final)
+        self._writer.keep(lambda entry: isinstance(entry, Awarded) and entry.attempt == spoken)
+        return [*self._writer.write(final)]
 
     # ------------------------------------------------------------------ the journal
 
-    def _write(self, entry: Entry) -> list[Command]:
-        if self._outstanding is not None:
-            self._queue.append(entry)
-            return []
-        self._outstanding = entry
-        return [Write(entry, self._sequence)]
-
     def on_stored(self, sequence: int) -> list[Command]:
         """The outstanding entry was stored."""
-        entry, self._outstanding = self._outstanding, None
-        self._sequence = sequence
+        entry = self._writer.stored(sequence)
         if isinstance(entry, Final):
             self.state = State.DONE
             return [Finished(entry)]
-        return self._write(self._queue.popleft()) if self._queue else []
+        return [*self._writer.next()]
 
     def on_refused(self, journal: Sequence[tuple[int, JournalEntry | None]], now: float) -> list[Command]:
         """The outstanding entry was refused, or its acknowledgement lost; `journal` is what stands there now."""
-        entry = self._outstanding
+        entry = self._writer.outstanding
         if entry is None:
             return []
-        self._outstanding = None
-        news = [(sequence, found) for sequence, found in journal if sequence > self._sequence]
-        attempt, cancel = self._attempt, list[Command]()
-        if attempt is not None:
-            cancel.append(CancelWork(attempt.worker, attempt.number))
+        news = [(sequence, found) for sequence, found in journal if sequence > self._writer.sequence]
         for sequence, found in news:
-            self._sequence = sequence
             if found is not None and found.encode() == entry.encode():
-                self._outstanding = entry
                 return self.on_stored(sequence)
+            self._writer.stored(sequence)
             if isinstance(found, Final):
                 self.state, self._final = State.DONE, found
-                return [*cancel, Finished(found)]
+                return [*self._stop_work(), Finished(found)]
             if isinstance(found, Awarded):
                 self.state = State.DONE
-                if attempt is not None and (found.worker, found.attempt) == (attempt.worker, attempt.number):
-                    cancel.clear()  # both gave the same attempt to the same worker: it is the other's now
-                return [*cancel, Abandon()]
+                # If both gave the same attempt to the same worker, it is the other's now.
+                mine = self._attempt
+                same = mine is not None and (mine.worker, mine.number) == (found.worker, found.attempt)
+                return [*([] if same else self._stop_work()), Abandon()]
             if isinstance(found, CancelAsked):
-                self._queue.clear()
-                return [*cancel, *self._finish("cancelled", now, ErrorInfo(code="cancelled", message="cancelled"))]
-        return self._write(entry)
+                self._writer.keep(lambda _: False)
+                return self._cancel(_CANCELLED, now)
+        return self._rewrite(entry)
+
+    def _rewrite(self, entry: Entry) -> list[Command]:
+        self._writer.outstanding = None
+        return [*self._writer.write(entry)]
 
     def _catch_up(self, journal: Sequence[tuple[int, JournalEntry | None]]) -> None:
         """Take over what another negotiator, or this one before, has decided."""
         for sequence, entry in journal:
-            self._sequence = sequence
+            self._writer.sequence = sequence
             if isinstance(entry, Awarded):
                 self._attempts = entry.attempt
-                self._stale_workers.append((entry.worker, entry.attempt))
+                self._attempt = _Attempt(entry.attempt, entry.worker, entry.price, entry.contract, entry.continues)
+                self._failed, self._lost = set(entry.failed), list(entry.lost)
+                self._errors = len(self._failed)
             elif isinstance(entry, CancelAsked):
                 self._cancel_asked = True
             elif isinstance(entry, Final):

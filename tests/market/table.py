@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from modelnet.market import Candidate, Negotiation, Policy, ReferencePrices, State
-from modelnet.market.commands import Command, Finished, Record, SendAward, StartTimer, Timer, Write
+from modelnet.market.commands import Command, Finished, Record, SendAward, StartTimer, Streamed, Timer, Write
 from modelnet.messages import (
     Awarded,
     Bid,
@@ -18,6 +18,7 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Refusal,
+    Resume,
     Task,
     Transcript,
     Usage,
@@ -64,7 +65,8 @@ def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 1
 
 
 class Table:
-    """Drives one negotiation. `workers` are the candidates, `settled` is what the directory says of itself."""
+    """Drives one negotiation. `workers` are the candidates, those in `continues` can go on from a text; `settled` is
+    what the directory says of itself."""
 
     def __init__(
         self,
@@ -74,10 +76,13 @@ class Table:
         journal: Sequence[tuple[int, JournalEntry | None]] = (),
         policy: Policy | None = None,
         negotiator: str = NEGOTIATOR,
+        continues: str = "",
         **fields: Any,
     ) -> None:
         self.now = 100.0
-        self.workers = {name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8) for name in workers}
+        self.workers = {
+            name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8, "m", name in continues) for name in workers
+        }
         self.settled = settled
         self.prices = ReferencePrices()
         self.policy = policy or Policy()
@@ -139,7 +144,9 @@ class Table:
         return self.negotiation.on_award_reply(attempt, Confirm(worker="w"), self.now)
 
     def decline(
-        self, attempt: int = 1, reason: Literal["busy", "draining", "too_long", "unsupported", "duplicate"] = "busy"
+        self,
+        attempt: int = 1,
+        reason: Literal["busy", "draining", "too_long", "unsupported", "duplicate", "unknown"] = "busy",
     ) -> list[Command]:
         return self.negotiation.on_award_reply(attempt, Decline(worker="w", reason=reason), self.now)
 
@@ -174,6 +181,12 @@ class Table:
     def lost(self, worker: str) -> list[Command]:
         self.workers.pop(worker, None)
         return self.negotiation.on_worker_lost(worker, self.now)
+
+    def recalled(self, attempt: int, answer: Literal["running", "unknown", "silent"]) -> list[Command]:
+        return self.negotiation.on_recalled(attempt, answer, self.now)
+
+    def streamed(self, number: int, text: str) -> list[Command]:
+        return self.negotiation.on_streamed(Streamed(number, Resume(text=text)), self.now)
 
     def cancel(self, sequence: int | None = None) -> list[Command]:
         self.sequence = self.sequence + 1 if sequence is None else sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from modelnet.market import Policy, State
-from modelnet.market.commands import AskForBids, CancelWork, Hold, SendAward, Write
-from modelnet.messages import ErrorInfo, Final
-from tests.market.table import Table, award_to, code, final, finished, one, some, timers, transcript
+from modelnet.market.commands import AskForBids, Bury, CancelWork, Hold, ReadStream, SendAward, Write
+from modelnet.messages import Awarded, ErrorInfo, Final
+from tests.market.table import Table, award_to, code, entry, final, finished, one, some, timers, transcript
 
 
 def test_an_answer_completes_the_task() -> None:
@@ -137,12 +137,15 @@ def test_an_award_without_an_answer_goes_to_the_runner_up() -> None:
     assert table.negotiation.running is None
 
 
-def test_when_nobody_takes_it_the_task_fails() -> None:
+def test_who_never_takes_its_award_is_asked_three_times_if_there_is_nobody_else() -> None:
     table = Table("w")
     table.begin()
-    table.bid("w")
-    table.stored()
-    assert code(final(table.silence())) == "worker_lost"
+    for attempt in (1, 2, 3):
+        table.bid("w")
+        table.stored()
+        commands = table.silence(attempt)
+        assert one(commands, CancelWork) == CancelWork("w", attempt)
+    assert code(final(commands)) == "worker_lost"
 
 
 def test_the_timer_of_a_confirmed_award_is_void() -> None:
@@ -232,11 +235,125 @@ def test_a_lost_worker_is_replaced(confirmed: bool) -> None:
     assert award_to(table.bid("v")) == ("v", 2)
 
 
-def test_the_only_worker_is_lost() -> None:
+def test_the_only_worker_is_lost_and_comes_back() -> None:
     table = Table("w")
     table.running()
-    found = final(table.lost("w"))
-    assert (found.status, code(found), found.worker, found.attempts) == ("failed", "worker_lost", "w", 1)
+    assert one(table.lost("w"), Hold).reason == "no_worker"
+    table.workers = Table("w").workers
+    assert one(table.wake(), AskForBids)
+    assert award_to(table.bid("w")) == ("w", 2)
+
+
+def test_who_vanished_is_asked_again_only_if_there_is_nobody_else() -> None:
+    table = Table("w", "v")
+    table.running()
+    table.workers["w"] = Table("w").workers["w"]
+    commands = table.negotiation.on_worker_lost("w", table.now)
+    assert one(commands, AskForBids)
+    assert award_to(table.bid("v", 500)) == ("v", 2)
+
+
+def test_a_task_that_makes_three_workers_vanish_is_poison() -> None:
+    table = Table("w", "v", "u", "t")
+    commands = table.running()
+    for attempt, (worker, following) in enumerate([("w", "v"), ("v", "u")], 1):
+        commands = table.lost(worker)
+        assert some(commands, Bury) == []
+        table.bid(following)
+        commands = table.timer("window", table.negotiation.auction)
+        assert award_to(commands) == (following, attempt + 1)
+        table.stored()
+    commands = table.lost("u")
+    assert "w, v, u" in one(commands, Bury).reason
+    assert code(final(commands)) == "poison"
+    assert some(commands, AskForBids) == []
+
+
+def test_a_worker_that_vanishes_again_and_again_is_no_sign_of_poison() -> None:
+    table = Table("w")
+    table.running()
+    for attempt in (1, 2):
+        assert one(table.lost("w"), Hold)
+        table.workers = Table("w").workers
+        table.wake()
+        assert award_to(table.bid("w")) == ("w", attempt + 1)
+        table.stored()
+        table.confirm(attempt + 1)
+    commands = table.lost("w")
+    assert some(commands, Bury) == []
+    assert code(final(commands)) == "worker_lost"
+
+
+# ---------------------------------------------------------------------- continuation
+
+
+def lost_in_the_middle(*workers: str, continues: str) -> Table:
+    """w has streamed and vanished."""
+    table = Table(*workers, continues=continues)
+    table.running()
+    assert one(table.lost("w"), ReadStream)
+    assert table.state is State.READING
+    return table
+
+
+def test_the_next_attempt_goes_on_behind_what_was_streamed() -> None:
+    table = lost_in_the_middle("w", "v", continues="wv")
+    assert one(table.streamed(7, "what was said"), AskForBids)
+    commands = table.bid("v")
+    award = one(commands, SendAward).award
+    assert (award.from_number, award.resume and award.resume.text) == (7, "what was said")
+    written = entry(commands)
+    assert isinstance(written, Awarded)
+    assert (written.from_number, written.continues, written.model) == (7, True, "m")
+    table.stored()
+    table.confirm(2)
+    assert final(table.done("v", 2, number=9)).number == 10
+
+
+def test_who_cannot_go_on_begins_at_the_beginning() -> None:
+    table = lost_in_the_middle("w", "v", "u", continues="wu")
+    table.streamed(7, "what was said")
+    table.bid("v", 10)
+    commands = table.bid("u", 20)
+    award = one(commands, SendAward).award
+    assert award_to(commands) == ("v", 2)
+    assert (award.from_number, award.resume) == (0, None)
+    table.stored()
+    # Readers were told that nothing stands: the runner-up cannot bring it back.
+    award = one(table.decline(2), SendAward).award
+    assert (award.from_number, award.resume) == (0, None)
+
+
+def test_what_cannot_be_continued_is_not_read() -> None:
+    table = Table("w", "v", continues="v")
+    table.running()
+    assert one(table.lost("w"), AskForBids)
+    assert one(table.bid("v"), SendAward).award.resume is None
+
+
+def test_after_an_error_the_text_goes_on_but_not_behind_what_breaks_the_contract() -> None:
+    table = Table("w", "v", continues="wv")
+    table.running()
+    assert one(table.done("w", error="worker_error", retryable=True), ReadStream)
+    table = Table("w", "v", continues="wv")
+    table.running()
+    assert one(table.done("w", violation="wrong"), AskForBids)
+
+
+def test_a_cancel_while_the_stream_is_read() -> None:
+    table = lost_in_the_middle("w", "v", continues="wv")
+    assert final(table.cancel()).status == "cancelled"
+    assert table.streamed(7, "x") == []
+
+
+def test_the_client_is_gone() -> None:
+    table = Table("w")
+    table.running()
+    commands = table.negotiation.on_client_gone(table.now)
+    assert one(commands, CancelWork) == CancelWork("w", 1)
+    found = final(commands)
+    assert (found.status, code(found)) == ("cancelled", "client_gone")
+    assert table.negotiation.on_client_gone(table.now) == []
 
 
 def test_a_task_that_should_not_have_been_asked_for() -> None:

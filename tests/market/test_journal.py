@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from modelnet.market import State
-from modelnet.market.commands import Abandon, AskForBids, CancelWork, Finished, SendAward, Write
-from modelnet.messages import Awarded, CancelAsked, Final, Timings, Waiting
+from modelnet.market.commands import Abandon, AskForBids, CancelWork, Finished, Recall, SendAward, Write
+from modelnet.messages import Awarded, CancelAsked, Final, JournalEntry, Timings, Waiting
 from tests.market.table import NEGOTIATOR, Table, award_to, awarded, entry, final, finished, one, some
 
 ENDED = Final(
@@ -205,20 +207,73 @@ def test_redelivered_after_its_end() -> None:
     assert table.wake() == []
 
 
-def test_redelivered_while_an_attempt_ran() -> None:
-    table = Table("w", "v", journal=[(3, WAITING), (7, awarded(1, "v")), (9, awarded(2, "w"))])
+RAN: list[tuple[int, JournalEntry | None]] = [(3, WAITING), (7, awarded(1, "v")), (9, awarded(2, "w"))]
+
+
+def test_an_attempt_that_still_runs_is_adopted() -> None:
+    table = Table("w", "v", journal=RAN)
     commands = table.begin()
-    assert some(commands, CancelWork) == [CancelWork("v", 1), CancelWork("w", 2)]
+    assert one(commands, Recall) == Recall("w", 2)
+    assert not some(commands, CancelWork)
+    assert not some(commands, AskForBids)
+    table.now += 0.5
+    assert table.recalled(2, "running") == []
+    assert table.negotiation.running == ("w", 2, table.now)
+    commands = table.done("w", 2)
+    assert one(commands, Write).expected == 9
+    found = final(commands)
+    assert (found.status, found.worker, found.attempt, found.attempts, found.price) == ("completed", "w", 2, 2, 10)
+
+
+def test_an_attempt_that_has_ended_is_taken_as_it_ended() -> None:
+    table = Table("w", "v", journal=RAN)
+    table.begin()
+    found = final(table.done("w", 2))
+    assert (found.status, found.attempt) == ("completed", 2)
+
+
+@pytest.mark.parametrize("answer", ["unknown", "silent"])
+def test_an_attempt_that_nobody_runs_is_followed_by_another(answer: Literal["unknown", "silent"]) -> None:
+    table = Table("w", "v", journal=RAN)
+    table.begin()
+    commands = table.recalled(2, answer)
     assert one(commands, AskForBids)
+    assert bool(some(commands, CancelWork)) == (answer == "silent")
     table.bid("w", 10)
     commands = table.bid("v", 20)
-    assert award_to(commands) == ("w", 3)
+    if not some(commands, SendAward):
+        commands = table.timer("window", "auction1")
+    # Who kept silent is asked again only if there is nobody else; who never got the award is as good as any.
+    assert award_to(commands) == ("w" if answer == "unknown" else "v", 3)
     assert one(commands, Write).expected == 9
     assert table.done("w", 2) == []  # of the attempt before
-    table.stored()
-    table.confirm(3)
-    found = final(table.done("w", 3))
-    assert (found.attempt, found.attempts) == (3, 3)
+
+
+def test_what_the_worker_of_another_attempt_says_is_void() -> None:
+    table = Table("w", "v", journal=RAN)
+    table.begin()
+    assert table.recalled(1, "silent") == table.done("v", 1) == []
+    assert table.state is State.RECALLING
+
+
+def test_a_recalled_worker_that_is_lost_meanwhile_is_replaced() -> None:
+    table = Table("w", "v", journal=RAN)
+    table.begin()
+    assert one(table.lost("w"), AskForBids)
+    assert table.recalled(2, "running") == []
+
+
+def test_who_failed_before_is_remembered() -> None:
+    before = awarded(2, "w").model_copy(update={"failed": ("u",), "lost": ("v",)})
+    table = Table("w", "v", "u", journal=[(1, awarded(1, "v")), (2, before)])
+    table.begin()
+    table.recalled(2, "unknown")
+    assert table.bid("u", 1) == []
+    commands = table.bid("w", 30)
+    assert award_to(commands) == ("w", 3)
+    written = entry(commands)
+    assert isinstance(written, Awarded)
+    assert (written.failed, written.lost) == (("u",), ("v",))
 
 
 def test_redelivered_after_a_cancel() -> None:
@@ -240,8 +295,7 @@ def test_redelivered_past_its_deadline() -> None:
 @pytest.mark.parametrize("other", [NEGOTIATOR, "n2"])
 def test_whose_awards_stand_in_the_journal_does_not_matter(other: str) -> None:
     table = Table("w", journal=[(1, awarded(1, "w", negotiator=other))])
-    table.begin()
-    assert award_to(table.bid("w")) == ("w", 2)
+    assert one(table.begin(), Recall) == Recall("w", 1)
 
 
 # ---------------------------------------------------------------------- entries of a newer peer
@@ -250,6 +304,7 @@ def test_whose_awards_stand_in_the_journal_does_not_matter(other: str) -> None:
 def test_an_entry_that_cannot_be_read_still_has_its_place() -> None:
     table = Table("w", journal=[(1, awarded(1, "v")), (4, None)])
     table.begin()
+    table.recalled(1, "unknown")
     commands = table.bid("w")
     assert award_to(commands) == ("w", 2)
     assert one(commands, Write).expected == 4

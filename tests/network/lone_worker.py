@@ -22,4 +22,13 @@ async def speak(ctx: modelnet.Context, input: dict[str, Any]) -> AsyncIterator[s
     await asyncio.Event().wait()
 
 
+@worker.capability("lone.count", price=1, continues=True)
+async def count(ctx: modelnet.Context, input: dict[str, Any]) -> AsyncIterator[str]:
+    """The numbers from where another stopped, five of them, then silence."""
+    begun = len(ctx.resume.text.split()) if ctx.resume else 0
+    for number in range(begun + 1, begun + 6):
+        yield f"{number} "
+    await asyncio.Event().wait()
+
+
 app = worker.app

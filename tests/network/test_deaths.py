@@ -120,6 +120,42 @@ async def test_a_task_outlives_its_worker(network: Network, tmp_path: Path, how:
         await network.stop(other)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_text_goes_on_where_its_worker_stopped(network: Network, tmp_path: Path, how: signal.Signals) -> None:
+    lone, other = lone_process(network, tmp_path), network.worker("relay")
+
+    @other.capability("lone.count", price=500, continues=True)
+    async def count(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
+        assert ctx.resume is not None
+        for number in range(len(ctx.resume.text.split()) + 1, 11):
+            yield f"{number} "
+
+    whole = "".join(f"{number} " for number in range(1, 11))
+    await lone.start()
+    pid = lone.pid
+    assert pid is not None
+    try:
+        task = await network.client.submit("lone.count", {}, deadline_s=30)
+        reading = Reading(task)
+        await reading.until_text("1 2 3 4 5 ")
+        await network.join(other)
+        os.kill(pid, how)
+        final = await reading.end()
+        assert (final.status, final.worker, final.attempts, final.output) == ("completed", "relay", 2, {"text": whole})
+        assert reading.text == task.text == whole
+        assert "reset" not in [event.kind for event in reading.seen]
+        numbers = [event.number for event in reading.seen if isinstance(event, Delta | Output)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        late = Reading(network.client.task(task.id))
+        assert await late.end() == final
+        assert late.text == whole
+    finally:
+        if lone.pid is not None:
+            os.kill(lone.pid, signal.SIGCONT)
+        await lone.stop()
+        await network.stop(other)
+
+
 async def test_the_late_words_of_a_zombie_change_nothing(network: Network) -> None:
     """An attempt that was given up goes on talking, in plain messages: deltas, an output, and a Done."""
     worker, gate, begun = network.worker("second"), asyncio.Event(), asyncio.Event()

@@ -93,16 +93,15 @@ async def test_a_negotiator_that_stops_gives_its_tasks_back_at_once(bare_network
     await network.stop(second)
 
 
-async def test_tasks_of_a_killed_negotiator_go_to_another(bare_network: Network, tmp_path: Path) -> None:
+async def test_attempts_of_a_killed_negotiator_are_adopted_by_another(bare_network: Network, tmp_path: Path) -> None:
     network = bare_network
-    begun, killed = asyncio.Queue[int](), False
+    begun, gate = asyncio.Queue[int](), asyncio.Event()
     worker = network.worker("patient", slots=4)
 
     @worker.capability("share.kill")
     async def wait(ctx: modelnet.Context, input: Json) -> Json:
         begun.put_nowait(ctx.attempt)
-        if not killed:
-            await asyncio.Event().wait()
+        await gate.wait()
         return {"attempt": ctx.attempt}
 
     await network.join(worker)
@@ -121,15 +120,18 @@ async def test_tasks_of_a_killed_negotiator_go_to_another(bare_network: Network,
         async with asyncio.timeout(PATIENCE_S):
             assert [await begun.get() for _ in range(4)] == [1] * 4
         doomed.kill()
-        killed = True
-        heir = await network.negotiator(ack_wait_s=2)
+        async with network.ear("worker.patient.adopt") as questions:
+            heir = await network.negotiator(ack_wait_s=2)
+            await questions.until(lambda heard: len(heard) == 4)
+        gate.set()
         async with asyncio.timeout(2 * PATIENCE_S):
             finals = [await task.result() for task in tasks]
     finally:
         await doomed.stop()
     assert {final.negotiator for final in finals} == {heir.id}
     assert [final.status for final in finals] == ["completed"] * 8
-    assert sum(final.attempts >= 2 for final in finals) >= 4, "four were running when their negotiator died"
+    assert begun.qsize() == 4, "each of the eight was run once"
+    assert {final.attempts for final in finals} == {1}
     assert set((await finals_of(network, "kill")).values()) == {1}
     await network.stop(heir)
 

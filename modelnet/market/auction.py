@@ -1,0 +1,136 @@
+"""One auction: who was asked, who has answered, who wins and what is paid. Pure: times are handed in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal
+
+from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcript
+
+from .directory import Candidate
+from .reference import ReferencePrices
+from .scoring import Offered, Terms, payment, rank
+
+__all__ = ["Auction"]
+
+
+class Auction:
+    """Sealed bids of the candidates; scores are compared after the close."""
+
+    def __init__(self, id: str, candidates: Iterable[Candidate], *, settled: bool, now: float) -> None:
+        """`settled`: whether the candidates are all there are."""
+        self.id, self.opened_at = id, now
+        self.bids: dict[str, Bid] = {}
+        self._candidates = {candidate.worker: candidate for candidate in candidates}
+        self._settled = settled
+        self._refusals: dict[str, str] = {}
+        self._ranking: list[ScoredBid] = []
+        self._standing: deque[ScoredBid] = deque()
+        self._terms: Terms | None = None
+        self._references: dict[str, int] = {}
+
+    def take(self, reply: Bid | Refusal, newcomer: Candidate | None) -> bool:
+        """Whether an answer counts: the first of each candidate does. `newcomer`: a bidder unknown at the opening."""
+        if reply.worker not in self._candidates:
+            if newcomer is None:
+                return False
+            self._candidates[reply.worker] = newcomer
+        if reply.worker in self.bids or reply.worker in self._refusals:
+            return False
+        if isinstance(reply, Bid):
+            self.bids[reply.worker] = reply
+        else:
+            self._refusals[reply.worker] = reply.reason
+        return True
+
+    def drop(self, worker: str) -> bool:
+        """Whether somebody who is lost was among the candidates."""
+        self.bids.pop(worker, None)
+        self._refusals.pop(worker, None)
+        return self._candidates.pop(worker, None) is not None
+
+    def candidate(self, worker: str) -> Candidate:
+        """What is known of one of them."""
+        return self._candidates[worker]
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is left to answer."""
+        return not self._candidates
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody else can answer."""
+        return self._settled and len(self.bids) + len(self._refusals) >= len(self._candidates)
+
+    @property
+    def refused(self) -> bool:
+        """Whether anybody said that it cannot."""
+        return bool(self._refusals)
+
+    def close(self, task: Task, remaining_s: float, prices: ReferencePrices) -> None:
+        """Rank the bids, and let the reference prices learn from them."""
+        self._terms = Terms.of(task, remaining_s)
+        known = self._candidates
+        offered = [Offered(bid, known[who].owner, known[who].quality) for who, bid in self.bids.items()]
+        self._ranking = rank(task.id, self._terms, offered)
+        for bid in self.bids.values():
+            prices.learn(task.capability, bid.worker, bid.price)
+        references = {who: prices.reference(task.capability, who) for who in self.bids}
+        self._references = {who: price for who, price in references.items() if price is not None}
+        self._standing = deque(bid for bid in self._ranking if bid.eligible)
+
+    def winner(self) -> tuple[Candidate, int] | None:
+        """The best bidder that has not been taken yet, and what it is paid: the second-score price."""
+        if not self._standing or self._terms is None:
+            return None
+        best, *rest = self._standing
+        price = payment(self._terms, best, rest, self._references.get(best.worker))
+        return self._candidates[best.worker], price
+
+    def take_winner(self) -> None:
+        """The winner has been awarded: the next is the runner-up."""
+        self._standing.popleft()
+
+    def transcript(
+        self, task: Task, *, negotiator: str, attempt: int, closed_by: Literal["all_answered", "time_limit"], now: float
+    ) -> Transcript:
+        """All that the outcome followed from."""
+        terms, won = self._terms, self.winner()
+        assert terms is not None
+        return Transcript.model_construct(
+            auction=self.id,
+            task=task.id,
+            tenant=task.tenant,
+            capability=task.capability,
+            negotiator=negotiator,
+            attempt=attempt,
+            closed_by=closed_by,
+            asked=len(self._candidates),
+            window_ms=(now - self.opened_at) * 1e3,
+            remaining_ms=terms.remaining_s * 1e3,
+            budget=terms.budget,
+            value=terms.value,
+            value_of_time=terms.value_of_time,
+            min_quality=terms.min_quality,
+            reference_price=self._references,
+            bids=tuple(self._ranking),
+            refusals=self._refusals,
+            winner=won[0].worker if won else None,
+            price=won[1] if won else None,
+        )
+
+    def no_acceptable_bid(self, task: Task) -> ErrorInfo:
+        """Why none of the bids can win."""
+        lowest = min(bid.price for bid in self._ranking)
+        if lowest > task.budget:
+            message = f"the lowest of {len(self._ranking)} bids asks {lowest}, the budget is {task.budget}"
+            return ErrorInfo(code="over_budget", message=message)
+        if all(bid.quality < task.min_quality for bid in self._ranking):
+            best = max(bid.quality for bid in self._ranking)
+            message = f"the best expected quality is {best:.2f}, {task.min_quality:.2f} was asked for"
+            return ErrorInfo(code="quality_too_low", message=message)
+        best = self._ranking[0].score
+        message = f"none of {len(self._ranking)} bids is worth its price: the best scores {best:.1f}"
+        return ErrorInfo(code="no_acceptable_bid", message=message)
