@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import nats.errors
 from nats.aio.client import Client as Bus
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
@@ -40,6 +39,7 @@ from modelnet.errors import (
     TooLarge,
     UnknownTask,
 )
+from modelnet.following import Following
 from modelnet.messages import (
     Awarded,
     Beat,
@@ -134,8 +134,9 @@ class TaskHandle:
         what comes from now on. Raises `UnknownTask` for an id that nobody knows, `ConnectionFailed` if the server stays
         away.
         """
-        client, reader = self._client, Reader(_position(resume_after))
-        self._reader = reader
+        client = self._client
+        following = Following(client.bus, self.tenant, self.id, _position(resume_after))
+        self._reader = reader = following.reader
         sub, self._sub = self._sub, None
         replay = self._replay or sub is None
         self._replay = True  # a second reader starts over from what is stored
@@ -143,27 +144,27 @@ class TaskHandle:
             sub = await client.bus.subscribe(subjects.stream_of(self.tenant, self.id))
         try:
             if replay:
-                for event in await self._fill(reader, known=False):
+                for event in await following.fill():
                     if from_start or resume_after is not None or isinstance(event, Final):
                         yield self._seen(event)
             fills, generation, pause = 0, client.reconnects, _GAP_S
             while not reader.done:
                 try:
-                    msg = await sub.next_msg(timeout=pause if reader.missing else _POLL_S)
+                    msg = await sub.next_msg(timeout=pause if following.incomplete else _POLL_S)
                 except nats.errors.TimeoutError:
                     msg = None
                 except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
                     raise ConnectionFailed("the connection was closed while a task was being followed") from None
-                due = self._feed(reader, msg) if msg is not None else []
+                due = following.feed(msg) if msg is not None else []
                 if due:
                     pause = _GAP_S
-                elif msg is None and reader.missing:
+                elif msg is None and following.incomplete:
                     fills += reader.final is not None
                     pause = min(2 * pause, _POLL_S)
-                if msg is None or generation != client.reconnects:
+                if msg is None or following.behind or generation != client.reconnects:
                     generation = client.reconnects
-                    with contextlib.suppress(ConnectionFailed):
-                        due += await self._fill(reader, known=True)
+                    with contextlib.suppress(ConnectionFailed, UnknownTask):
+                        due += await following.fill()
                 if fills > _FILL_TRIES:
                     due += reader.give_up()
                 for event in due:
@@ -198,37 +199,6 @@ class TaskHandle:
         if isinstance(event, Final):
             self._final = event
         return event
-
-    @staticmethod
-    def _feed(reader: Reader, msg: Msg) -> list[StreamEvent]:
-        try:
-            if subjects.ResultAddress.parse(msg.subject).worker:
-                return reader.event(decode_event(msg.data))
-            return reader.entry(decode_entry(msg.data))
-        except ValidationError:
-            return []  # of a newer version, or garbage on a subject of ours: not for this reader
-
-    async def _fill(self, reader: Reader, *, known: bool) -> list[StreamEvent]:
-        """Feed the reader all that is stored."""
-        bus, due = self._client.bus, list[StreamEvent]()
-        entries = await journal.read(bus, self.tenant, self.id)
-        if not entries and not known:
-            queued = await last_of(bus, "TASKS", subjects.queued_task(self.tenant, self.id))
-            # Between the two reads the task may have ended and left the queue.
-            if queued is None and not (entries := await journal.read(bus, self.tenant, self.id)):
-                raise UnknownTask(f"no task {self.id!r} of tenant {self.tenant!r}")
-        final = None
-        for _, entry in entries:
-            if isinstance(entry, Final):
-                final = entry
-            elif entry is not None and not (isinstance(entry, Waiting) and known):
-                due += reader.entry(entry)
-        async for stored in read_all(bus, "RESULTS", f"result.{self.tenant}.{self.id}.*.*"):
-            with contextlib.suppress(ValidationError):
-                due += reader.event(decode_event(stored.body))
-        if final is not None:
-            due += reader.entry(final)
-        return due
 
 
 class Client:

@@ -82,7 +82,7 @@ class Execution:
         self._pool, self._max_bytes = pool, max_bytes
         self._number = award.from_number
         subject = subjects.result(award.tenant, award.task, context.worker, award.attempt)
-        self._trail = outbox.open(subject, award.from_number + 1)
+        self._trail = outbox.open(subject)
         self._deltas = DeltaBuffer(self._send_piece)
         self._started = time.monotonic()
         self._last: m.Output | m.Failure | None = None
@@ -93,6 +93,7 @@ class Execution:
             "task": award.task,
             "attempt": award.attempt,
             "worker": self._context.worker,
+            "auction": award.auction,
             "number": self._number + 1,
         }
 

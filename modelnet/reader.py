@@ -1,7 +1,7 @@
 """The reader of one task's stream: what arrives late, twice or in any order comes out once and in order. Pure.
 
-It accepts events of the (worker, attempt) pairs that stand in the journal and of no others, orders them by number,
-drops repeats, holds back what follows a gap, and ends with the Final.
+It accepts events of the awards that stand in the journal and of no others, orders them by number, drops repeats, holds
+back what follows a gap, and ends with the Final.
 
 An attempt that continues another starts behind a number of it. So each number belongs to the newest attempt that
 starts below it: an older one's events above that are void, those up to it stand.
@@ -9,7 +9,6 @@ starts below it: an older one's events above that are void, those up to it stand
 
 from __future__ import annotations
 
-from bisect import insort
 from typing import NamedTuple
 
 from modelnet.messages import (
@@ -32,6 +31,13 @@ StreamEvent = Numbered | Reset | Awarded | Waiting | Final
 """What a stream yields: result events in order, `Reset` when what was shown is void, and the journal's news."""
 
 
+_Source = tuple[str, int, str | None]
+
+
+def _source(message: Numbered | Awarded) -> _Source:
+    return message.worker, message.attempt, message.auction
+
+
 class Position(NamedTuple):
     """How far a reader has come."""
 
@@ -48,7 +54,7 @@ class Reader:
         self._lineage: list[Awarded] = []
         self._position = 0
         self._known, self._told = after or Position(0, 0)
-        self._held: dict[tuple[str, int], dict[int, Numbered]] = {}
+        self._held: dict[_Source, dict[int, Numbered]] = {}
         self._unannounced: list[Awarded] = []
         self._waiting: Waiting | None = None
         self._final: Final | None = None
@@ -77,7 +83,7 @@ class Reader:
             return False
         if self._final is not None or (self._lineage and self._lineage[-1].from_number > self._position):
             return True
-        return any(self._held.get((award.worker, award.attempt)) for award in self._lineage)
+        return any(self._held.get(_source(award)) for award in self._lineage)
 
     @property
     def final(self) -> Final | None:
@@ -85,7 +91,7 @@ class Reader:
         return self._final
 
     def entry(self, entry: JournalEntry) -> list[StreamEvent]:
-        """A journal entry; repeats are harmless."""
+        """A journal entry. They must come in the journal's order and without a gap; repeats are harmless."""
         if self.done or isinstance(entry, CancelAsked):
             return []
         if isinstance(entry, Final):
@@ -94,11 +100,10 @@ class Reader:
         if isinstance(entry, Waiting):
             news, self._waiting = entry != self._waiting, entry
             return [entry] if news else []
-        if any(award.attempt == entry.attempt for award in self._lineage):
+        if entry.attempt <= self.attempt:
             return []
-        newest = entry.attempt > self.attempt
-        insort(self._lineage, entry, key=lambda award: award.attempt)
-        return [*(self._begin(entry) if newest else ()), *self._due()]
+        self._lineage.append(entry)
+        return [*self._begin(entry), *self._due()]
 
     def _begin(self, award: Awarded) -> list[StreamEvent]:
         """A newer attempt: what was said above its start is void."""
@@ -106,7 +111,7 @@ class Reader:
         self._position = min(self._position, start)
         while self._parts and self._parts[-1][0] > start:
             self._parts.pop()
-        for (_, attempt), held in self._held.items():
+        for (_, attempt, _), held in self._held.items():
             if attempt < award.attempt:
                 for number in [number for number in held if number > start]:
                     del held[number]
@@ -135,11 +140,11 @@ class Reader:
             return []
         if event.attempt <= self.attempt and (event.number <= self._position or self._void(event)):
             return []
-        self._held.setdefault((event.worker, event.attempt), {}).setdefault(event.number, event)
+        self._held.setdefault(_source(event), {}).setdefault(event.number, event)
         return self._due()
 
     def _void(self, event: Numbered) -> bool:
-        """Whether a known attempt is not this worker's, or a newer one has put an end to it before this number."""
+        """Whether a known attempt is not this one, or a newer one has put an end to it before this number."""
         return any(
             award.from_number < event.number
             if award.attempt > event.attempt
@@ -163,7 +168,7 @@ class Reader:
         if self.attempt < self._known:
             return out  # what stands is not known before the attempts are that were known when it was shown
         while (owner := self._owner(self._position + 1)) is not None:
-            event = self._held.get((owner.worker, owner.attempt), {}).pop(self._position + 1, None)
+            event = self._held.get(_source(owner), {}).pop(self._position + 1, None)
             if event is None:
                 break
             self._position += 1

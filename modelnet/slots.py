@@ -49,8 +49,8 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self.draining = False
-        self._running: dict[Key, str] = {}
-        """Each with the negotiator that its end is told to; empty once it was stopped."""
+        self._running: dict[Key, tuple[str | None, str]] = {}
+        """Each with its auction, and the negotiator that its end is told to; empty once it was stopped."""
         self._over: OrderedDict[tuple[str, str], int] = OrderedDict()
         """By task, the newest attempt that is over: it and older ones never begin."""
 
@@ -75,43 +75,50 @@ class Slots:
         """Why an award is declined, None if it is confirmed, and what to do. `suits`: whether the worker can do the
         task at all."""
         key = Key(award.tenant, award.task, award.attempt)
-        if self._running.get(key):  # the same award again: its Confirm was lost
-            self._running[key] = award.negotiator
+        if self._runs(key, award.auction):  # the same award again: its Confirm was lost
+            self._running[key] = award.auction, award.negotiator
             return None, []
         if self._is_over(key):
             return "duplicate", []
         # Of one task only the newest attempt counts.
-        older = [Stop(k) for k, on in self._running.items() if on and k[:2] == key[:2]]
+        older = [Stop(k) for k, (_, on) in self._running.items() if on and k[:2] == key[:2]]
         for stop in older:
-            self._running[stop.key] = ""
+            self._running[stop.key] = None, ""
         if not suits:
             return "unsupported", [*older]
         if (reason := self.refusal()) is not None:
             return reason, [*older]
-        self._running[key] = award.negotiator
+        self._running[key] = award.auction, award.negotiator
         return None, [*older, Begin(award)]
 
     def on_adopt(self, asked: AdoptAttempt) -> Reason | None:
         """None if the attempt runs, and its end will be told to the asker; else why not."""
         key = Key(asked.tenant, asked.task, asked.attempt)
-        if not self._running.get(key):
+        if not self._runs(key, asked.auction):
             return "unknown"
-        self._running[key] = asked.negotiator
+        self._running[key] = asked.auction, asked.negotiator
         return None
 
-    def on_cancel(self, key: Key) -> list[Stop]:
-        """Stop an attempt; one whose award has not come yet will not begin."""
-        if not self._running.get(key):
-            self._remember(key)
+    def on_cancel(self, key: Key, auction: str | None = None) -> list[Stop]:
+        """Stop an attempt, if it is of this auction or none is named; one whose award has not come will not begin."""
+        running, negotiator = self._running.get(key, (auction, ""))
+        if auction is not None and auction != running:
+            return []  # another negotiator's, of the same number
+        self._remember(key)
+        if not negotiator:
             return []
-        self._running[key] = ""
+        self._running[key] = None, ""
         return [Stop(key)]
 
     def on_ended(self, key: Key) -> str | None:
         """An attempt is over and its slot free. The negotiator to tell; None if nobody wants to know."""
-        negotiator = self._running.pop(key, "")
+        _, negotiator = self._running.pop(key, (None, ""))
         self._remember(key)
         return negotiator or None
+
+    def _runs(self, key: Key, auction: str | None) -> bool:
+        found, wanted = self._running.get(key, (None, ""))
+        return bool(wanted) and found == auction
 
     def _is_over(self, key: Key) -> bool:
         if key.attempt <= self._over.get(key[:2], 0):

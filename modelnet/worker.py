@@ -328,7 +328,7 @@ class Worker:
                 await self._reply(msg, self._attempts.on_adopt(m.AdoptAttempt.decode(msg.data)))
             elif order == "cancel":
                 cancel = m.CancelAttempt.decode(msg.data)
-                self._obey(self._attempts.on_cancel(Key(cancel.tenant, cancel.task, cancel.attempt)))
+                self._obey(self._attempts.on_cancel(Key(cancel.tenant, cancel.task, cancel.attempt), cancel.auction))
         except ValidationError as error:
             log.warning("order_malformed", subject=msg.subject, reason=first_error(error))
 

@@ -232,12 +232,6 @@ def test_a_reader_behind_is_given_the_older_attempts_events_up_to_the_start() ->
     assert not reader.missing
 
 
-def test_an_older_award_that_comes_late_completes_the_line() -> None:
-    reader = Reader()
-    assert feed(reader, awarded(2, "v", 1), delta(2, 2, "v"), delta(1)) == []
-    assert feed(reader, awarded()) == [delta(1), awarded(2, "v", 1), delta(2, 2, "v")]
-
-
 def test_a_reader_goes_on_where_another_stopped() -> None:
     reader = Reader(Position(1, 2))
     assert feed(reader, awarded(), delta(1), delta(2), delta(3)) == [delta(3)]

@@ -38,12 +38,10 @@ from modelnet.messages import (
     Contract,
     Done,
     ErrorInfo,
-    Failure,
     Features,
     Final,
     JournalEntry,
     Offer,
-    Output,
     RollCall,
     Task,
     decode_award_reply,
@@ -188,8 +186,7 @@ class Negotiator:
                     self._queued_before = await last_sequence(self._nc, "TASKS")
                 for worker in self._directory.lost(now):
                     log.warning("worker_lost", worker=worker)
-                    for held in list(self._held.values()):
-                        await self._run(held, held.negotiation.on_worker_lost(worker, now))
+                    await self._lost(worker)
                 if now - last_hold >= self._settings.ack_wait_s / 3:
                     last_hold = now
                     for held in list(self._held.values()):
@@ -445,8 +442,7 @@ class Negotiator:
         now = time.monotonic()
         if beat.leaving:
             self._directory.forget(beat.worker)
-            for held in list(self._held.values()):
-                await self._run(held, held.negotiation.on_worker_lost(beat.worker, now))
+            await self._lost(beat.worker)
             return
         if self._directory.unknown(beat):
             await self._meet(beat.worker)
@@ -465,18 +461,35 @@ class Negotiator:
             worker, attempt, since = held.negotiation.running
             if worker != beat.worker or (tenant, task, attempt) in at_work or now - since < self._settings.beat_s:
                 continue
-            if held.suspect == attempt:  # twice: its Done may have been on its way the first time
-                self._spawn(self._missed_done(held, worker, attempt))
+            at_work_on = held.negotiation.at_work
+            if held.suspect == attempt and at_work_on:  # twice: its Done may have been on its way the first time
+                self._spawn(self._missed_done(held, *at_work_on))
             held.suspect = attempt
 
-    async def _missed_done(self, held: _Held, worker: str, attempt: int) -> None:
+    async def _lost(self, worker: str) -> None:
+        """A worker is gone. What it finished before counts."""
+        for held in list(self._held.values()):
+            at_work = held.negotiation.at_work
+            if at_work is not None and at_work[0] == worker:
+                self._spawn(self._missed_done(held, *at_work))
+            else:
+                await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def _missed_done(self, held: _Held, worker: str, attempt: int, auction: str | None) -> None:
         """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
-        task = held.negotiation.task
-        event = await journal.last_event(self._nc, task.tenant, task.id, worker, attempt)
-        if isinstance(event, Output | Failure):
-            await self._done(held, Done.of(event, task.tenant))
+        done = await self._until_done(held, "last_event", partial(self._ended, held, worker, attempt, auction))
+        if not self._holds(held) or held.negotiation.at_work != (worker, attempt, auction):
+            return
+        if done is not None:
+            await self._done(held, done)
         else:
             await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def _ended(self, held: _Held, worker: str, attempt: int, auction: str | None) -> Done | None:
+        """How an attempt ended, if the result stream holds its last event."""
+        task = held.task
+        event = await journal.ending(self._nc, task.tenant, task.id, worker, attempt, auction)
+        return Done.of(event, task.tenant) if event is not None else None
 
     async def _until_done(self, held: _Held, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
         """Do something that needs the streams, as often as it takes; None if the task is out of hand meanwhile."""
@@ -489,15 +502,12 @@ class Negotiator:
             if not self._holds(held):
                 return None
 
-    async def _recall(self, held: _Held, worker: str, attempt: int) -> None:
+    async def _recall(self, held: _Held, worker: str, attempt: int, auction: str | None) -> None:
         """An attempt that another negotiator gave away: how it ended, or whether its worker still runs it."""
         task = held.task
-        question = AdoptAttempt(tenant=task.tenant, task=task.id, attempt=attempt, negotiator=self.id)
+        question = AdoptAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction, negotiator=self.id)
 
-        async def last() -> Done | None:
-            event = await journal.last_event(self._nc, task.tenant, task.id, worker, attempt)
-            return Done.of(event, task.tenant) if isinstance(event, Output | Failure) else None
-
+        last = partial(self._ended, held, worker, attempt, auction)
         done, answer = await self._until_done(held, "last_event", last), None
         if done is None and self._holds(held):
             timeout_s = self._settings.award_timeout_ms / 1e3
@@ -580,11 +590,12 @@ class Negotiator:
                 case cmd.Record(transcript):
                     self._by_auction.pop(transcript.auction, None)
                     await self._record(transcript.auction, subjects.audit(task.tenant, task.id), transcript.encode())
-                case cmd.CancelWork(worker, attempt):
-                    body = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt).encode()
+                case cmd.CancelWork(worker, attempt, auction):
+                    order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
+                    body = order.encode()
                     await self._nc.publish(subjects.cancel_attempt(worker), body)
-                case cmd.Recall(worker, attempt):
-                    self._spawn(self._recall(held, worker, attempt))
+                case cmd.Recall(worker, attempt, auction):
+                    self._spawn(self._recall(held, worker, attempt, auction))
                 case cmd.ReadStream():
                     self._spawn(self._read_stream(held))
                 case cmd.Bury(reason):

@@ -18,14 +18,12 @@ from pydantic import ValidationError
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import (
     DeadLetter,
-    Delta,
     ErrorInfo,
     Failure,
     Final,
     JournalEntry,
     Message,
     Output,
-    Progress,
     Task,
     Timings,
     decode_entry,
@@ -33,9 +31,9 @@ from modelnet.messages import (
 )
 
 from . import subjects
-from .replay import last_of, read_all
+from .replay import Stored, last_of, read_all
 
-__all__ = ["append", "bury", "first_error", "last_event", "read", "refused", "stored_sequence", "write"]
+__all__ = ["append", "bury", "ending", "first_error", "read", "refused", "stored_sequence", "write"]
 
 _LETTER_ROOM = 16_384
 """Bytes kept for a dead letter's subject, headers and reason."""
@@ -103,17 +101,27 @@ async def read(nc: Client, tenant: str, task: str) -> tuple[tuple[int, JournalEn
     return tuple(found)
 
 
-async def last_event(
-    nc: Client, tenant: str, task: str, worker: str, attempt: int
-) -> Delta | Progress | Output | Failure | None:
-    """The last event of an attempt that the result stream holds."""
-    stored = await last_of(nc, "RESULTS", subjects.result(tenant, task, worker, attempt))
+async def ending(
+    nc: Client, tenant: str, task: str, worker: str, attempt: int, auction: str | None
+) -> Output | Failure | None:
+    """The last event of an attempt, if the result stream holds it. Raises `ConnectionFailed`."""
+    subject = subjects.result(tenant, task, worker, attempt)
+    stored = await last_of(nc, "RESULTS", subject)
     if stored is None:
         return None
+    found = _ending(stored, auction)
+    if found is None:  # another attempt of this number may have spoken since
+        async for stored in read_all(nc, "RESULTS", subject):
+            found = found or _ending(stored, auction)
+    return found
+
+
+def _ending(stored: Stored, auction: str | None) -> Output | Failure | None:
     try:
-        return decode_event(stored.body)
+        event = decode_event(stored.body)
     except ValidationError:
         return None
+    return event if isinstance(event, Output | Failure) and event.auction == auction else None
 
 
 async def bury(nc: Client, msg: Msg, reason: str) -> None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from pydantic import ValidationError
 
-from modelnet.messages import decode_event
+from modelnet.errors import ConnectionFailed
 
 from .journal import stored_sequence
 from .replay import read_all
@@ -32,8 +31,6 @@ class Trail:
     """The events of one attempt, in order."""
 
     subject: str
-    first: int
-    """Number of the first event."""
     connection: int
     """The connection on which all of it is known to have gone out."""
     bodies: list[bytes] = field(default_factory=list)
@@ -61,9 +58,9 @@ class Outbox:
         """Listen for acknowledgements."""
         await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
-    def open(self, subject: str, first: int) -> Trail:
-        """Begin an attempt whose events are published on `subject`, numbered from `first`."""
-        trail = Trail(subject, first, self._connection)
+    def open(self, subject: str) -> Trail:
+        """Begin an attempt whose events are published on `subject`."""
+        trail = Trail(subject, self._connection)
         self._trails.add(trail)
         self.empty.clear()
         return trail
@@ -75,7 +72,15 @@ class Outbox:
             await self._nc.publish(trail.subject, body)
 
     async def close(self, trail: Trail, body: bytes) -> None:
-        """Publish the last event; it is repeated until the stream has it, but nobody waits for that."""
+        """Publish the last event; it is repeated until the stream has it, but nobody waits for that.
+
+        What was said before stands when it does: after a lost connection it is mended first.
+        """
+        while trail.connection != self._connection:
+            with contextlib.suppress(ConnectionFailed):
+                await self.mend()
+                continue
+            await asyncio.sleep(RETRY_S)
         self._token += 1
         trail.token = str(self._token)
         trail.bodies.append(body)
@@ -107,18 +112,15 @@ class Outbox:
         for trail in list(self._trails):
             if trail.connection == connection:
                 continue
-            held = {trail.first + at for at in range(len(trail.bodies))}
-            async for stored in read_all(self._nc, "RESULTS", trail.subject):
-                try:
-                    held.discard(decode_event(stored.body).number)
-                except ValidationError:
-                    continue  # not ours: anybody may publish until permissions say otherwise
-            last = trail.first + len(trail.bodies) - 1
-            for number in sorted(held):
-                if trail.token and number == last:
+            kept = list(trail.bodies)
+            stored = {found.body async for found in read_all(self._nc, "RESULTS", trail.subject)}
+            for body in kept:
+                if body in stored:
+                    continue
+                if trail.token and body is trail.bodies[-1]:
                     await self._publish_last(trail)
                 else:
-                    await self._nc.publish(trail.subject, trail.bodies[number - trail.first])
+                    await self._nc.publish(trail.subject, body)
             trail.connection = connection
             if trail.acked:
                 self.drop(trail)

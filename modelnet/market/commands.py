@@ -66,6 +66,7 @@ class CancelWork:
 
     worker: str
     attempt: int
+    auction: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Recall:
 
     worker: str
     attempt: int
+    auction: str | None
 
 
 @dataclass(frozen=True, slots=True)

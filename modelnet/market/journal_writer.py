@@ -26,6 +26,11 @@ class JournalWriter:
         self.outstanding: Entry | None = None
         self._queue: deque[Entry] = deque()
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was decided stands."""
+        return self.outstanding is None and not self._queue
+
     def write(self, entry: Entry) -> list[Write]:
         """Append an entry once those before it are stored."""
         if self.outstanding is not None:

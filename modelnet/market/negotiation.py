@@ -97,6 +97,7 @@ class _Attempt:
     number: int
     worker: str
     price: int
+    auction: str | None
     contract: str | None
     continues: bool
     confirmed_at: float | None = None
@@ -172,6 +173,14 @@ class Negotiation:
         return attempt.worker, attempt.number, attempt.confirmed_at
 
     @property
+    def at_work(self) -> tuple[str, int, str | None] | None:
+        """Worker, number and auction of the attempt that was given away, whether it was confirmed or not."""
+        attempt = self._attempt
+        if attempt is None or self.state not in (State.AWARDING, State.RUNNING, State.RECALLING):
+            return None
+        return attempt.worker, attempt.number, attempt.auction
+
+    @property
     def failed(self) -> frozenset[str]:
         """Workers that must not try again."""
         return frozenset(self._failed)
@@ -195,7 +204,7 @@ class Negotiation:
         timer = StartTimer("deadline", "", self._deadline - now)
         if self._attempt is not None:
             self.state = State.RECALLING
-            return [timer, Recall(self._attempt.worker, self._attempt.number)]
+            return [timer, Recall(self._attempt.worker, self._attempt.number, self._attempt.auction)]
         if queue:
             self._opened_at = now
             return [timer, *self._wait("busy")]
@@ -241,7 +250,7 @@ class Negotiation:
         if self._opened_at is None:
             self._opened_at = now
         if not found:
-            if self._failed and not self._lost:
+            if self._failed.issuperset(self._lost) and self._failed:
                 return self._finish("failed", now, self._last_error)
             return self._wait("no_worker")
         self.state = State.AUCTIONING
@@ -292,12 +301,15 @@ class Negotiation:
         self._attempts += 1
         if not winner.continues:
             self._streamed = Streamed()  # void from here on, also for whoever comes after
-        self._attempt = attempt = _Attempt(self._attempts, winner.worker, price, winner.contract, winner.continues)
+        self._attempt = attempt = _Attempt(
+            self._attempts, winner.worker, price, self._auction.id, winner.contract, winner.continues
+        )
         self.state = State.AWARDING
         entry = Awarded.model_construct(
             task=task.id,
             attempt=attempt.number,
             worker=attempt.worker,
+            auction=attempt.auction,
             price=price,
             from_number=self._streamed.number,
             contract=winner.contract,
@@ -361,7 +373,7 @@ class Negotiation:
         current = self._attempt
         if current is None or self.state not in (State.AWARDING, State.RUNNING, State.RECALLING):
             return []
-        if (done.worker, done.attempt) != (current.worker, current.number):
+        if (done.worker, done.attempt, done.auction) != (current.worker, current.number, current.auction):
             return []  # of an older attempt, or of nobody's: void
         if self.state is State.AWARDING:
             self._confirm(current, now)
@@ -412,7 +424,8 @@ class Negotiation:
         if not self._last_attempt.continues:
             return self._open_auction(now)
         self.state = State.READING
-        return [ReadStream()]
+        # Only once the attempt stands in the journal: it says which events count.
+        return [ReadStream()] if self._writer.idle else []
 
     def on_streamed(self, streamed: Streamed, now: float) -> list[Command]:
         """What readers have of the attempts so far."""
@@ -456,7 +469,8 @@ class Negotiation:
         return []
 
     def _stop_work(self) -> list[Command]:
-        return [CancelWork(self._attempt.worker, self._attempt.number)] if self._attempt is not None else []
+        attempt = self._attempt
+        return [CancelWork(attempt.worker, attempt.number, attempt.auction)] if attempt is not None else []
 
     def _cancel(self, error: ErrorInfo, now: float) -> list[Command]:
         return [*self._stop_work(), *self._finish("cancelled", now, error)]
@@ -513,6 +527,8 @@ class Negotiation:
         if isinstance(entry, Final):
             self.state = State.DONE
             return [Finished(entry)]
+        if self.state is State.READING and self._writer.idle:
+            return [ReadStream()]
         return [*self._writer.next()]
 
     def on_refused(self, journal: Sequence[tuple[int, JournalEntry | None]], now: float) -> list[Command]:
@@ -530,10 +546,7 @@ class Negotiation:
                 return [*self._stop_work(), Finished(found)]
             if isinstance(found, Awarded):
                 self.state = State.DONE
-                # If both gave the same attempt to the same worker, it is the other's now.
-                mine = self._attempt
-                same = mine is not None and (mine.worker, mine.number) == (found.worker, found.attempt)
-                return [*([] if same else self._stop_work()), Abandon()]
+                return [*self._stop_work(), Abandon()]
             if isinstance(found, CancelAsked):
                 self._writer.keep(lambda _: False)
                 return self._cancel(_CANCELLED, now)
@@ -549,7 +562,9 @@ class Negotiation:
             self._writer.sequence = sequence
             if isinstance(entry, Awarded):
                 self._attempts = entry.attempt
-                self._attempt = _Attempt(entry.attempt, entry.worker, entry.price, entry.contract, entry.continues)
+                self._attempt = _Attempt(
+                    entry.attempt, entry.worker, entry.price, entry.auction, entry.contract, entry.continues
+                )
                 self._failed, self._lost = set(entry.failed), list(entry.lost)
                 self._errors = len(self._failed)
             elif isinstance(entry, CancelAsked):

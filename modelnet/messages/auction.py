@@ -124,6 +124,7 @@ class AdoptAttempt(Message):
     tenant: Identifier
     task: Identifier
     attempt: int = Field(ge=1)
+    auction: Identifier | None = None
     negotiator: Identifier
 
 
@@ -133,6 +134,7 @@ class CancelAttempt(Message):
     tenant: Identifier
     task: Identifier
     attempt: int = Field(ge=1)
+    auction: Identifier | None = Field(default=None, description="Only if this auction awarded it; null for any.")
 
 
 class Done(Message):
@@ -145,6 +147,7 @@ class Done(Message):
     tenant: Identifier
     worker: Identifier
     attempt: int = Field(ge=1)
+    auction: Identifier | None = None
     number: int = Field(ge=1, description="Number of the attempt's last event.")
     output: dict[str, Any] | None = None
     digest: Digest | None = Field(default=None, description="Digest of the output.")
@@ -161,6 +164,7 @@ class Done(Message):
             tenant=tenant,
             worker=last.worker,
             attempt=last.attempt,
+            auction=last.auction,
             number=last.number,
             output=good.output if good else None,
             digest=good.digest if good else None,

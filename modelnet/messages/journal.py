@@ -13,7 +13,7 @@ __all__ = ["Awarded", "CancelAsked", "JournalEntry", "Waiting", "decode_entry"]
 
 
 class Awarded(Message):
-    """Attempt n was given to a worker. Only events of a pair (worker, attempt) that stands here count.
+    """Attempt n was given to a worker. Only events of the worker, attempt and auction that stand here count.
 
     Says all that a negotiator needs to know that takes the task over.
     """
@@ -22,6 +22,7 @@ class Awarded(Message):
     task: Identifier
     attempt: int = Field(ge=1)
     worker: Identifier
+    auction: Identifier | None = Field(default=None, description="The auction that the worker won.")
     price: Micro
     from_number: int = Field(default=0, ge=0, description="Events above this number of older attempts are void.")
     contract: Digest | None = Field(default=None, description="Digest of the contract that the output must keep.")

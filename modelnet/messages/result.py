@@ -45,6 +45,9 @@ class _Numbered(Message):
     task: Identifier
     attempt: int = Field(ge=1)
     worker: Identifier
+    auction: Identifier | None = Field(
+        default=None, description="The auction that awarded it: two negotiators may count the same attempt."
+    )
     number: int = Field(ge=1, description="Position in the task's stream, from 1, without gaps.")
 
 

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from modelnet.market import Candidate, Negotiation, Policy, ReferencePrices, State
-from modelnet.market.commands import Command, Finished, Record, SendAward, StartTimer, Streamed, Timer, Write
+from modelnet.market.commands import (
+    CancelWork,
+    Command,
+    Finished,
+    Record,
+    SendAward,
+    StartTimer,
+    Streamed,
+    Timer,
+    Write,
+)
 from modelnet.messages import (
     Awarded,
     Bid,
@@ -38,6 +48,7 @@ __all__ = [
     "finished",
     "one",
     "some",
+    "stopped",
     "timers",
     "transcript",
 ]
@@ -169,6 +180,7 @@ class Table:
             tenant="t",
             worker=worker,
             attempt=attempt,
+            auction=self.negotiation.at_work[2] if self.negotiation.at_work else None,
             number=number,
             output=output,
             digest=digest_of(output) if output else None,
@@ -248,6 +260,11 @@ def transcript(commands: Sequence[Command]) -> Transcript:
     found = one(commands, Record).transcript
     assert Transcript.decode(found.encode()) == found
     return found
+
+
+def stopped(commands: Sequence[Command]) -> list[tuple[str, int]]:
+    """Worker and attempt of each order to stop."""
+    return [(command.worker, command.attempt) for command in some(commands, CancelWork)]
 
 
 def timers(commands: Sequence[Command]) -> dict[str, float]:

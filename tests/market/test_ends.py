@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from modelnet.market import State
-from modelnet.market.commands import AskForBids, CancelWork, Finished, Write
-from tests.market.table import Table, code, entry, final, finished, one, some
+from modelnet.market.commands import AskForBids, Finished, Write
+from tests.market.table import Table, code, entry, final, finished, one, some, stopped
 
 
 def waiting(table: Table) -> None:
@@ -40,7 +40,7 @@ def test_a_cancel(reach: Callable[[Table], None]) -> None:
     reach(table)
     working = table.state in (State.AWARDING, State.RUNNING)
     commands = table.cancel()
-    assert some(commands, CancelWork) == ([CancelWork("w", 1)] if working else [])
+    assert stopped(commands) == ([("w", 1)] if working else [])
     found = final(commands)
     assert (found.status, code(found), found.price) == ("cancelled", "cancelled", None)
     assert one(commands, Write).expected == table.sequence  # on the cancel's own entry
@@ -54,7 +54,7 @@ def test_the_deadline(reach: Callable[[Table], None]) -> None:
     reach(table)
     working = table.state in (State.AWARDING, State.RUNNING)
     commands = table.expire()
-    assert some(commands, CancelWork) == ([CancelWork("w", 1)] if working else [])
+    assert stopped(commands) == ([("w", 1)] if working else [])
     found = final(commands)
     assert (found.status, code(found), found.price) == ("expired", "expired", None)
     assert found.timings.total_ms == pytest.approx(60_000)

@@ -1,0 +1,82 @@
+"""One reader's way to a task's stream: live messages and what is stored, brought together.
+
+Live messages may be missed: the connection breaks, or the reader is slower than the stream. The numbers of result
+events show it, and a journal entry tells the sequence of the one before; what is missing is read from the streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from nats.aio.client import Client as Bus
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from modelnet.bus import journal, subjects
+from modelnet.bus.replay import last_of, read_all
+from modelnet.errors import UnknownTask
+from modelnet.messages import Awarded, Final, Waiting, decode_entry, decode_event
+from modelnet.reader import Position, Reader, StreamEvent
+
+__all__ = ["Following"]
+
+
+class Following:
+    """Feeds a `Reader`. Both methods return what is now due to be shown."""
+
+    def __init__(self, bus: Bus, tenant: str, task: str, after: Position | None = None) -> None:
+        self.reader = Reader(after)
+        self.behind = False
+        """Whether a journal entry was missed: nothing can be shown before it was read."""
+        self._bus, self._tenant, self._task = bus, tenant, task
+        self._status = 0
+        """Sequence of the last status entry that the reader was given."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something is missing that the streams should hold."""
+        return self.behind or self.reader.missing
+
+    def feed(self, msg: Msg) -> list[StreamEvent]:
+        """A live message."""
+        try:
+            if subjects.ResultAddress.parse(msg.subject).worker:
+                return self.reader.event(decode_event(msg.data))
+            entry = decode_entry(msg.data)
+        except ValidationError:
+            return []  # of a newer version, or garbage on a subject of ours: not for this reader
+        headers = msg.headers or {}
+        if not msg.subject.endswith(".status"):
+            return self.reader.entry(entry)
+        if int(headers.get("Nats-Sequence", "0")) <= self._status:
+            return []
+        if int(headers.get("Nats-Last-Sequence", "0")) != self._status:
+            self.behind = True
+            return []
+        self._status = int(headers["Nats-Sequence"])
+        return self.reader.entry(entry)
+
+    async def fill(self) -> list[StreamEvent]:
+        """All that is stored. Raises `ConnectionFailed`, and `UnknownTask` if the task has left no trace."""
+        bus, due = self._bus, list[StreamEvent]()
+        entries = await journal.read(bus, self._tenant, self._task)
+        if not entries and not self.reader.attempt:
+            queued = await last_of(bus, "TASKS", subjects.queued_task(self._tenant, self._task))
+            # Between the two reads the task may have ended and left the queue.
+            if queued is None and not (entries := await journal.read(bus, self._tenant, self._task)):
+                raise UnknownTask(f"no task {self._task!r} of tenant {self._tenant!r}")
+        final = None
+        for sequence, entry in entries:
+            if isinstance(entry, Final):
+                final = entry
+            elif isinstance(entry, Awarded | Waiting) and sequence > self._status:
+                due += self.reader.entry(entry)
+            if entry is None or isinstance(entry, Awarded | Waiting):
+                self._status = max(self._status, sequence)
+        self.behind = False
+        async for stored in read_all(bus, "RESULTS", f"result.{self._tenant}.{self._task}.*.*"):
+            with contextlib.suppress(ValidationError):
+                due += self.reader.event(decode_event(stored.body))
+        if final is not None:
+            due += self.reader.entry(final)
+        return due
