@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import nats.errors
 from nats.aio.client import Client as Bus
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
@@ -209,6 +210,7 @@ class Client:
         self.settings = config
         self.catalogue = Catalogue(bus)
         self.reconnects = 0
+        self._id: str | None = None
 
     async def submit(
         self,
@@ -226,11 +228,13 @@ class Client:
         contract: str | None = None,
         tenant: str | None = None,
         id: str | None = None,
+        cancel_on_disconnect: bool = False,
         follow: bool = True,
     ) -> TaskHandle:
         """Publish a task and return once the stream has stored it. Money in micro-credits, times in seconds.
 
         `id`: one of your own makes repeating the call harmless. `require`/`exclude`: model, worker, owner, labels.
+        `cancel_on_disconnect`: once this client is gone for a few seconds, its task is cancelled.
         `follow=False` spares the subscription if nobody will read the stream.
         Raises `MalformedInput`, `TooLarge`, `BusFull`, `ConnectionFailed`.
         """
@@ -245,6 +249,8 @@ class Client:
             "exclude": _selector(exclude),
             "contract": contract,
         }
+        if cancel_on_disconnect:
+            fields["client"] = await self._answer_for_tasks()
         given = {key: item for key, item in fields.items() if item is not None}
         if not isinstance(input, Mapping):
             raise MalformedInput(f"the input must be a JSON object, not {type(input).__name__}")
@@ -273,6 +279,17 @@ class Client:
                 await sub.unsubscribe()
             raise
         return TaskHandle(self, task.tenant, task.id, sub, replay=id is not None)
+
+    async def _answer_for_tasks(self) -> str:
+        """Be there when a negotiator asks whether this client is; returns its id."""
+        if self._id is None:
+            self._id = new_id()
+
+            async def here(msg: Msg) -> None:
+                await self.bus.publish(msg.reply)
+
+            await self.bus.subscribe(subjects.alive(self._id), cb=here)
+        return self._id
 
     async def _publish(self, task: Task, body: bytes) -> None:
         headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}

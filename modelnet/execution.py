@@ -62,6 +62,7 @@ class Context:
     async def call(self, capability: str, input: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Have another worker do something, until this task's own deadline at most: the output, or `TaskError`."""
         options.setdefault("deadline_s", max(self.remaining_s, 0.001))
+        options.setdefault("cancel_on_disconnect", True)
         task = await self._client.submit(capability, input, **options)
         try:
             final = await task.result()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import nats.errors
 import structlog
 from faststream import FastStream
 from nats.aio.client import Client
@@ -62,6 +63,9 @@ RETURN_DELAY_S = 1.0
 TICK_S = 1.0
 JOURNAL_TIMEOUT_S = 5.0
 RELIST_S = 30.0
+
+CLIENT_CHANCES = 3
+"""Times in a row, a second apart, that nobody may answer for a client before its tasks are cancelled."""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +122,8 @@ class Negotiator:
         self._records: dict[str, tuple[str, bytes, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
+        self._absent: dict[str, int] = {}
+        """How many times in a row a client was not there."""
         self._token = 0
         self._started = False
         self._queued_before: int | None = None
@@ -204,8 +210,31 @@ class Negotiator:
                         self._records[token] = (subject, body, now)
                         await self._publish_record(token, subject, body)
                 await self._intake.refill()
+                self._look_after_clients()
             except Exception as error:
                 log.warning("tick_failed", error=repr(error))
+
+    def _look_after_clients(self) -> None:
+        """Ask every client whether it is still there whose tasks end with it."""
+        wanted = {held.task.client for held in self._held.values() if held.task.client is not None}
+        self._absent = {client: count for client, count in self._absent.items() if client in wanted}
+        for client in wanted:
+            self._spawn(self._look_for(client))
+
+    async def _look_for(self, client: str) -> None:
+        try:
+            await self._nc.request(subjects.alive(client), RollCall().encode(), timeout=TICK_S)
+        except nats.errors.NoRespondersError:
+            self._absent[client] = count = self._absent.get(client, 0) + 1
+            if count < CLIENT_CHANCES:  # it may be reconnecting
+                return
+            log.info("client_gone", client=client)
+            for held in [held for held in self._held.values() if held.task.client == client]:
+                await self._run(held, held.negotiation.on_client_gone(time.monotonic()))
+        except nats.errors.Error:
+            return  # slow or cut off: that is not gone
+        else:
+            self._absent.pop(client, None)
 
     async def _relist(self) -> None:
         self._directory.learn_contracts(filter(_usable, await self._catalogue.contracts()))

@@ -59,6 +59,11 @@ def drain(worker: str) -> str:
     return f"worker.{worker}.drain"
 
 
+def alive(client: str) -> str:
+    """Asks whether a client is still there that wants its tasks cancelled when it is gone."""
+    return f"client.{client}.alive"
+
+
 def beat(worker: str) -> str:
     """A worker's beats."""
     return f"beat.{worker}"

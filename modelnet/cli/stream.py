@@ -12,7 +12,8 @@ import typer
 from modelnet.cli.session import print_json
 
 if TYPE_CHECKING:
-    from modelnet.client import TaskHandle
+    from collections.abc import AsyncIterator
+
     from modelnet.messages import Final
     from modelnet.reader import StreamEvent
 
@@ -47,11 +48,11 @@ def summary(final: Final) -> str:
     return f"error: {' '.join(message.split())} [{code}]  {final.status} after {took}, {bids}  ({final.task})"
 
 
-async def follow(task: TaskHandle, *, as_json: bool) -> int:
+async def follow(stream: AsyncIterator[StreamEvent], *, as_json: bool) -> int:
     """Show a task's stream to its end; 0 if it was completed."""
     text = _Text()
     try:
-        async for event in task.stream():
+        async for event in stream:
             if as_json:
                 print_json(event_object(event))
             else:
@@ -77,6 +78,8 @@ class _Text:
 
     def __init__(self) -> None:
         self._shown = ""
+        self._parts: list[tuple[int, str]] = []
+        """The text by the numbers of its events: a reset voids what is above one."""
         self._news = False
         self._redraws = sys.stdout.isatty()
         self._live = sys.stderr.isatty()
@@ -87,8 +90,11 @@ class _Text:
             self._tell("")
             self._write(event.text)
             self._shown += event.text
+            self._parts.append((event.number, event.text))
         elif event.kind == "reset":
-            self._reset(f"{event.worker} answers anew (attempt {event.attempt})")
+            self._parts = [part for part in self._parts if part[0] <= event.to]
+            how = "goes on from an earlier point" if self._parts else "answers anew"
+            self._reset(f"{event.worker} {how} (attempt {event.attempt})", "".join(text for _, text in self._parts))
         elif event.kind == "awarded" and not self._shown:
             self._tell(f"{event.worker} is at work", passing=True)
         elif event.kind == "progress" and not self._shown:
@@ -115,15 +121,18 @@ class _Text:
             self._write("\n")
         self._shown = ""
 
-    def _reset(self, reason: str) -> None:
-        """What was shown is void: wipe it from a terminal; elsewhere it can only be said."""
+    def _reset(self, reason: str, standing: str) -> None:
+        """Of what was shown only this stands: redraw it on a terminal; elsewhere it can only be said."""
         if self._redraws and self._shown:
             rows = _rows_above(self._shown, shutil.get_terminal_size().columns)
             self._write("\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J")
-            self._shown = ""
         else:
             self._end_line()
         self._tell(reason, passing=self._redraws)
+        if standing:
+            self._tell("")
+            self._write(standing)
+        self._shown = standing
 
     def _tell(self, news: str, *, passing: bool = False) -> None:
         """Put news on stderr; what is `passing` is for a terminal only, and gone when the next comes."""

@@ -45,6 +45,9 @@ def submit(
     contract: Annotated[str | None, typer.Option(help="Digest of the contract to be kept.")] = None,
     id: Annotated[str | None, typer.Option("--id", help="An id of your own: repeating the call is harmless.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the task's id and leave it running.")] = False,
+    cancel_on_disconnect: Annotated[
+        bool, typer.Option("--cancel-on-disconnect", help="Cancel the task if this command is killed.")
+    ] = False,
     tenant: Tenant = None,
     as_json: Json = False,
     url: Url = None,
@@ -57,6 +60,8 @@ def submit(
         from modelnet.messages import new_id
 
         config = configured(url, tenant)
+        if detach and cancel_on_disconnect:
+            raise UsageError("--cancel-on-disconnect needs this command to stay: leave out --detach")
         value = parse_input(input)
         seconds = parse_duration(deadline)
         requirements, exclusions = parse_selector(require), parse_selector(exclude)
@@ -74,10 +79,11 @@ def submit(
                     exclude=exclusions,
                     contract=contract,
                     id=chosen,
+                    cancel_on_disconnect=cancel_on_disconnect,
                     follow=not detach,
                 )
                 if not detach:
-                    return await follow(task, as_json=as_json)
+                    return await follow(task.stream(), as_json=as_json)
             except asyncio.CancelledError:
                 await _interrupted(net.task(chosen), as_json=as_json)
                 raise
@@ -109,6 +115,8 @@ async def _interrupted(task: TaskHandle, *, as_json: bool) -> None:
 
 def watch(
     task: Annotated[str, typer.Argument(help="The task's id.")],
+    after: Annotated[int | None, typer.Option(min=0, help="Number of the last event that need not come again.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Only what comes from now on.")] = False,
     tenant: Tenant = None,
     as_json: Json = False,
     url: Url = None,
@@ -121,7 +129,8 @@ def watch(
 
         config = configured(url, tenant)
         async with modelnet.connect(config=config) as net:
-            return await follow(net.task(task), as_json=as_json)
+            stream = net.task(task).stream(from_start=not live, resume_after=after)
+            return await follow(stream, as_json=as_json)
 
     run(work())
 

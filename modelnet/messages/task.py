@@ -56,6 +56,9 @@ class Task(Message):
     require: Selector = Field(default_factory=Selector, description="Properties the worker must have.")
     exclude: Selector = Field(default_factory=Selector, description="Properties the worker must not have.")
     contract: Digest | None = Field(default=None, description="Digest of the contract the worker must have announced.")
+    client: Identifier | None = Field(
+        default=None, description="Cancel the task once nobody answers on client.<this>.alive any more."
+    )
 
     @property
     def priority_class(self) -> int:

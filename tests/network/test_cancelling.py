@@ -157,3 +157,36 @@ async def test_a_task_that_no_negotiator_has_taken_yet_is_cancelled_by_the_first
     await network.negotiator()
     final = await queued.final()
     assert (final.status, final.worker) == ("cancelled", None)
+
+
+async def test_a_client_that_disappears_takes_its_tasks_with_it(network: Network, sleeper: Sleeper) -> None:
+    gone, stays = await modelnet.connect(config=network.config), await modelnet.connect(config=network.config)
+    doomed = await gone.submit("cancel.sleep", {}, cancel_on_disconnect=True)
+    kept = await stays.submit("cancel.sleep", {}, cancel_on_disconnect=True)
+    left = await gone.submit("cancel.sleep", {}, deadline_s=60)
+    await until(sleeper.begun)
+    await gone.close()
+    final = await network.client.task(doomed.id).final()
+    assert (final.status, final.error and final.error.code) == ("cancelled", "client_gone")
+    await until(sleeper.cancelled)
+    statuses = {summary.task: summary.status for summary in await network.client.tasks()}
+    assert {statuses[kept.id], statuses[left.id]} <= {"running", "waiting", "queued"}
+    for task in (kept, network.client.task(left.id)):
+        assert await task.cancel()
+        assert (await task.final()).status == "cancelled"
+    await stays.close()
+
+
+async def test_child_work_ends_with_its_parent(network: Network, sleeper: Sleeper) -> None:
+    parent = network.worker("parent")
+
+    @parent.capability("cancel.parent")
+    async def call(ctx: modelnet.Context, input: Json) -> Json:
+        return await ctx.call("cancel.sleep", {})
+
+    await network.join(parent)
+    task = await network.client.submit("cancel.parent", {})
+    await until(sleeper.begun)
+    assert await task.cancel()
+    await until(sleeper.cancelled)
+    await network.stop(parent)

@@ -11,7 +11,8 @@ import pytest
 import modelnet
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.errors import MalformedInput, TooLarge, UnknownTask
-from modelnet.messages import Delta, Final, new_id
+from modelnet.following import Following
+from modelnet.messages import Awarded, Delta, Final, Waiting, new_id
 from modelnet.reader import StreamEvent
 from tests.network.stage import PATIENCE_S, Network, events, until
 
@@ -212,3 +213,46 @@ async def test_a_reader_sees_no_gap_and_no_repeat_over_a_restart_of_the_server(
     assert seen[-1].kind == "final"
     assert [event.kind for event in seen].count("awarded") == 1
     assert speaker.times == 1
+
+
+async def test_a_stream_is_resumed_behind_any_event(network: Network) -> None:
+    speaker = Speaker(network, "resume")
+    await network.join(speaker.worker)
+    speaker.go_on.set()
+    task = await network.client.submit("speak.resume", {})
+    whole = await events(task)
+    for place in (1, 40, len(whole) - 2):
+        last = whole[place]
+        rest = [event async for event in network.client.task(task.id).stream(resume_after=last)]
+        assert rest == whole[place + 1 :]
+        assert not isinstance(last, Final | Waiting | Awarded)
+        assert [event async for event in task.stream(resume_after=last.number)] == rest
+    assert task.text == "".join(WORDS)
+    with pytest.raises(MalformedInput, match="no number"):
+        await anext(task.stream(resume_after=whole[-1]))
+
+
+async def test_a_stream_can_be_joined_live(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaker = Speaker(network, "live")
+    await network.join(speaker.worker)
+    task = await network.client.submit("speak.live", {})
+    await until(speaker.half)
+    caught_up = asyncio.Event()
+    fill = Following.fill
+
+    async def filling(self: Following) -> list[StreamEvent]:
+        try:
+            return await fill(self)
+        finally:
+            caught_up.set()
+
+    monkeypatch.setattr(Following, "fill", filling)
+    joined = network.client.task(task.id).stream(from_start=False)
+    first = asyncio.ensure_future(anext(joined))
+    await until(caught_up)
+    speaker.go_on.set()
+    news = [await asyncio.wait_for(first, PATIENCE_S), *[event async for event in joined]]
+    said = text(news)
+    assert said
+    assert "".join(WORDS[len(WORDS) // 2 - 1 :]).endswith(said)
+    assert isinstance(news[-1], Final)
