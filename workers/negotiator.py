@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,7 @@ from modelnet.bus.takeover import ask_worker, read_streamed
 from modelnet.contracts import check, compile_schema, features_of
 from modelnet.errors import ModelnetError, TooLarge, UsageError
 from modelnet.log import setup_logging
-from modelnet.market import Candidate, Directory, Line, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Directory, Line, Negotiation, Pace, Place, Policy, ReferencePrices, State
 from modelnet.market import commands as cmd
 from modelnet.messages import (
     AdoptAttempt,
@@ -56,10 +57,14 @@ T = TypeVar("T")
 
 log = structlog.get_logger("negotiator")
 
-MAX_WAITING = 64
-"""Tasks of one capability that wait here for a free worker; more go back to the stream for a while."""
+WAITING_SHARE = 0.5
+"""Of the tasks held, those of one capability that may wait for a free worker; more go back to the stream."""
 
-RETURN_DELAY_S = 1.0
+TENANT_SHARE = 0.75
+"""Of the tasks held, those of one tenant and class; more go back to the stream, to let others' be seen."""
+
+RETURN_S = 1.0
+RETURNS_PER_S = 1000.0
 TICK_S = 1.0
 JOURNAL_TIMEOUT_S = 5.0
 RELIST_S = 30.0
@@ -84,6 +89,7 @@ class _Held:
     """Id of the auction last opened."""
     suspect: int = 0
     """The attempt that its worker's last beat did not list."""
+    place: Place | None = None
 
     @property
     def task(self) -> Task:
@@ -91,9 +97,9 @@ class _Held:
         return self.negotiation.task
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Its place among those that wait: priority, then age."""
-        return -self.task.priority, self.msg.metadata.sequence.stream
+    def age(self) -> int:
+        """Its sequence in the stream: smaller is older."""
+        return int(self.msg.metadata.sequence.stream)
 
 
 def _key(task: Task) -> tuple[str, str]:
@@ -116,7 +122,11 @@ class Negotiator:
         self._clock = ServerClock()
         self._held: dict[tuple[str, str], _Held] = {}
         self._by_auction: dict[str, _Held] = {}
-        self._waiting = Line[_Held](MAX_WAITING)
+        self._waiting = Line[_Held](max(int(config.max_in_flight * WAITING_SHARE), 1))
+        self._share = max(int(config.max_in_flight * TENANT_SHARE), 1)
+        self._by_tenant = Counter[tuple[str, int]]()
+        self._pace = Pace(least_s=RETURN_S, rate=RETURNS_PER_S)
+        self._finished = 0
         self._writes: dict[str, tuple[_Held, float]] = {}
         self._awards: dict[str, tuple[_Held, int]] = {}
         self._records: dict[str, tuple[str, bytes, float]] = {}
@@ -211,6 +221,8 @@ class Negotiator:
                         await self._publish_record(token, subject, body)
                 await self._intake.refill()
                 self._look_after_clients()
+                self._pace.worked_off(self._finished / TICK_S)
+                self._finished = 0
             except Exception as error:
                 log.warning("tick_failed", error=repr(error))
 
@@ -260,7 +272,9 @@ class Negotiator:
         except ValueError as error:
             self._spawn(self._safely(msg, self._bury(msg, error)))
             return
-        if self._is_new(msg) and self._directory.knows(task.capability) and _key(task) not in self._held:
+        if self._by_tenant[task.tenant, task.priority_class] >= self._share and _key(task) not in self._held:
+            await self._postpone(msg, task)
+        elif self._is_new(msg) and self._directory.knows(task.capability) and _key(task) not in self._held:
             await self._safely(msg, self._take(msg, task, ()))
         else:
             self._spawn(self._safely(msg, self._take_slowly(msg, task)))
@@ -277,14 +291,22 @@ class Negotiator:
         except (Exception, asyncio.CancelledError) as error:
             for held in [held for held in self._held.values() if held.msg is msg]:
                 self._forget(held)
-            await self._return(msg)
+            await self._return(msg, RETURN_S)
             if isinstance(error, asyncio.CancelledError):
                 raise
             log.error("task_not_taken", subject=msg.subject, error=repr(error), exc_info=error)
 
-    async def _return(self, msg: Msg) -> None:
-        await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(RETURN_DELAY_S * 1e9))
+    async def _return(self, msg: Msg, delay_s: float) -> None:
+        await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
         await self._intake.release()
+
+    async def _postpone(self, msg: Msg, task: Task) -> None:
+        """There is no room for this task now."""
+        remaining_s = task.deadline_s - self._age_s(msg)
+        await self._return(msg, self._pace.delay(time.monotonic(), remaining_s))
+
+    def _age_s(self, msg: Msg) -> float:
+        return max(self._clock.now() - float(msg.metadata.timestamp.timestamp()), 0.0)
 
     async def _take_slowly(self, msg: Msg, task: Task) -> None:
         """A task that was delivered before, is in hand already, or wants a capability not heard of yet."""
@@ -316,6 +338,7 @@ class Negotiator:
         features = features_of(task.input, len(msg.data), contracts[0].input if contracts else {})
         negotiation = self._negotiation(task, features, accepts, msg, entries, now)
         held = self._held[_key(task)] = _Held(msg, negotiation, accepts)
+        self._by_tenant[task.tenant, task.priority_class] += 1
         if entries and any(isinstance(entry, Final) for _, entry in entries):
             await self._run(held, negotiation.begin(now))
         elif len(msg.data) > (limit := self._settings.max_body_bytes):
@@ -356,7 +379,7 @@ class Negotiator:
             find=find,
             prices=self._prices,
             now=now,
-            age_s=max(self._clock.now() - msg.metadata.timestamp.timestamp(), 0.0),
+            age_s=self._age_s(msg),
             journal=entries,
         )
 
@@ -632,6 +655,7 @@ class Negotiator:
                 case cmd.Hold(reason):
                     await self._hold(held, reason)
                 case cmd.Finished(final):
+                    self._finished += 1
                     await self._nc.publish(held.msg.reply, b"+ACK")
                     self._forget(held)
                     log.debug("task_finished", task=task.id, status=final.status, worker=final.worker)
@@ -663,7 +687,7 @@ class Negotiator:
         last = self._waiting.add(held)
         if last is not None:
             self._forget(last)
-            await self._return(last.msg)
+            await self._postpone(last.msg, last.task)
 
     async def _record(self, token: str, subject: str, body: bytes) -> None:
         self._records[token] = (subject, body, time.monotonic())
@@ -676,6 +700,10 @@ class Negotiator:
         task = held.negotiation.task
         if self._held.get(_key(task)) is held:
             del self._held[_key(task)]
+            owner = (task.tenant, task.priority_class)
+            self._by_tenant[owner] -= 1
+            if not self._by_tenant[owner]:
+                del self._by_tenant[owner]
         self._awards.pop(held.award, None)
         self._by_auction.pop(held.auction, None)
         self._waiting.leave(held)
