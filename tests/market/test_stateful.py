@@ -1,0 +1,227 @@
+"""Events in any order, at any time, from anybody: what the state machines must never do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from modelnet.market import State
+from modelnet.market.commands import Command, Finished, Hold, SendAward, Write
+from modelnet.messages import AdoptAttempt, Award, CancelAsked, Final, JournalEntry
+from modelnet.slots import Begin, Key, Slots, Stop
+from tests.market.table import Table, awarded
+
+COUNT = 2
+keys = st.builds(Key, st.just("t"), st.sampled_from(["k0", "k1", "k2"]), st.integers(1, 3))
+auctions = st.sampled_from(["a", "b"])
+
+
+class SlotsMachine(RuleBasedStateMachine):
+    """A worker that is told anything by anybody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(COUNT)
+        self.working: dict[Key, str | None] = {}
+        self.begun: set[Key] = set()
+
+    @rule(key=keys, auction=auctions, suits=st.booleans())
+    def award(self, key: Key, auction: str, suits: bool) -> None:
+        given = Award(
+            auction=auction,
+            negotiator=f"n-{auction}",
+            task=key.task,
+            tenant=key.tenant,
+            attempt=key.attempt,
+            capability="c",
+            input={},
+            price=1,
+            remaining_ms=1000,
+        )
+        reason, orders = self.slots.on_award(given, suits=suits)
+        begins = [order for order in orders if isinstance(order, Begin)]
+        self._stop([order for order in orders if isinstance(order, Stop)])
+        if begins:
+            assert reason is None
+            assert suits
+            assert key not in self.begun, "an attempt begins once"
+            assert not any(k[:2] == key[:2] and k.attempt > key.attempt for k in self.begun), "only newer ones begin"
+            self.begun.add(key)
+            self.working[key] = auction
+        elif reason is None:
+            assert self.working.get(key) == auction, "a Confirm is a promise"
+
+    @rule(key=keys, auction=st.none() | auctions)
+    def cancel(self, key: Key, auction: str | None) -> None:
+        before = dict(self.working)
+        self._stop(self.slots.on_cancel(key, auction))
+        if key in before and auction in (None, before[key]):
+            assert key not in self.working
+        else:
+            assert self.working == before
+
+    @rule(key=keys, auction=auctions)
+    def adopt(self, key: Key, auction: str) -> None:
+        asked = AdoptAttempt(tenant=key.tenant, task=key.task, attempt=key.attempt, auction=auction, negotiator="heir")
+        assert (self.slots.on_adopt(asked) is None) == (self.working.get(key) == auction)
+
+    @precondition(lambda self: self.working)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.working)))
+        auction = self.working.pop(key)
+        assert self.slots.on_ended(key) in (f"n-{auction}", "heir")
+        assert self.slots.on_ended(key) is None
+
+    @rule()
+    def drain(self) -> None:
+        self.slots.draining = True
+
+    def _stop(self, orders: list[Stop]) -> None:
+        for order in orders:
+            del self.working[order.key]
+            assert self.slots.on_ended(order.key) is None, "what was stopped is told to nobody"
+
+    @invariant()
+    def bounded(self) -> None:
+        assert set(self.working) == set(self.slots)
+        assert len(self.working) <= COUNT
+        assert self.slots.free == (0 if self.slots.draining else COUNT - len(self.working))
+
+
+workers = st.sampled_from("wvux")
+attempts = st.integers(1, 5)
+
+
+class NegotiationMachine(RuleBasedStateMachine):
+    """A negotiation that hears anything at any time; the journal is kept as the server would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table("w", "v", "u", continues="wv")
+        self.journal: list[tuple[int, JournalEntry | None]] = []
+        self.outstanding: Write | None = None
+        self.finished = False
+        self.last_award = 0
+        self._take(self.table.begin())
+
+    def _take(self, commands: list[Command]) -> None:
+        assert not (self.finished and commands), "nothing after the end"
+        for command in commands:
+            match command:
+                case Write():
+                    assert self.outstanding is None, "one entry at a time"
+                    self.outstanding = command
+                case SendAward(_, award):
+                    assert award.attempt > self.last_award
+                    self.last_award = award.attempt
+                case Hold():
+                    assert command is commands[-1]
+                case Finished():
+                    self.finished = True
+
+    def _append(self, entry: JournalEntry) -> int:
+        sequence = (self.journal[-1][0] if self.journal else 0) + 1
+        self.journal.append((sequence, entry))
+        return sequence
+
+    @property
+    def ended(self) -> bool:
+        return any(isinstance(entry, Final) for _, entry in self.journal)
+
+    @precondition(lambda self: self.outstanding)
+    @rule(lost=st.booleans())
+    def journal_answers(self, lost: bool) -> None:
+        """It stores the entry or refuses it; the answer may be lost, and then it is read back."""
+        assert self.outstanding is not None
+        write, self.outstanding = self.outstanding, None
+        stored = write.expected == (self.journal[-1][0] if self.journal else 0)
+        sequence = self._append(write.entry) if stored else 0
+        if stored and not lost:
+            self._take(self.table.stored(sequence))
+        else:
+            self._take(self.table.refused(*self.journal))
+
+    @precondition(lambda self: not self.ended)
+    @rule(told=st.booleans())
+    def owner_cancels(self, told: bool) -> None:
+        sequence = self._append(CancelAsked(task="k"))
+        if told:
+            self._take(self.table.cancel(sequence))
+
+    @precondition(lambda self: not self.ended)
+    @rule(worker=workers)
+    def another_takes_over(self, worker: str) -> None:
+        self._append(awarded(self.last_award + 1, worker))
+
+    @rule(worker=workers, price=st.integers(1, 2000), newcomer=st.booleans())
+    def bid(self, worker: str, price: int, newcomer: bool) -> None:
+        self._take(self.table.bid(worker, price, newcomer=newcomer))
+
+    @rule(worker=workers)
+    def refuse(self, worker: str) -> None:
+        self._take(self.table.refuse(worker))
+
+    @rule(attempt=attempts)
+    def confirm(self, attempt: int) -> None:
+        self._take(self.table.confirm(attempt))
+
+    @rule(attempt=attempts, reason=st.sampled_from(["busy", "draining", "too_long", "duplicate"]))
+    def decline(self, attempt: int, reason: Literal["busy", "draining", "too_long", "duplicate"]) -> None:
+        self._take(self.table.decline(attempt, reason))
+
+    @rule(attempt=attempts)
+    def silence(self, attempt: int) -> None:
+        self._take(self.table.silence(attempt))
+
+    @rule(worker=workers, attempt=attempts, error=st.sampled_from([None, "worker_error"]), retryable=st.booleans())
+    def done(self, worker: str, attempt: int, error: str | None, retryable: bool) -> None:
+        self._take(self.table.done(worker, attempt, error=error, retryable=retryable))
+
+    @rule(worker=workers)
+    def lost(self, worker: str) -> None:
+        kept = dict(self.table.workers)
+        self._take(self.table.lost(worker))
+        self.table.workers = kept
+
+    @rule(number=st.integers(0, 9))
+    def streamed(self, number: int) -> None:
+        self._take(self.table.streamed(number, "text"))
+
+    @rule(seconds=st.floats(0.0, 3.0))
+    def time_passes(self, seconds: float) -> None:
+        self.table.now += seconds
+
+    @rule(timer=st.sampled_from(["window", "award", "notice", "retry", "deadline"]), attempt=attempts)
+    def timer(self, timer: Literal["window", "award", "notice", "retry", "deadline"], attempt: int) -> None:
+        key = self.table.negotiation.auction if timer in ("window", "retry") else str(attempt)
+        self._take(self.table.timer(timer, key))
+
+    @rule()
+    def wake(self) -> None:
+        self._take(self.table.wake())
+
+    @invariant()
+    def one_final(self) -> None:
+        finals = [entry for _, entry in self.journal if isinstance(entry, Final)]
+        assert len(finals) <= 1
+        assert not finals or self.journal[-1][1] is finals[0]
+
+    def teardown(self) -> None:
+        """Whatever happened, the deadline ends it."""
+        self._take(self.table.timer("deadline"))
+        for _ in range(20):
+            if self.outstanding is not None:
+                self.journal_answers(lost=False)  # type: ignore[call-arg]
+        assert self.table.state is State.DONE
+        assert self.outstanding is None
+
+
+BOUNDS = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestSlots = SlotsMachine.TestCase
+TestSlots.settings = BOUNDS
+TestNegotiation = NegotiationMachine.TestCase
+TestNegotiation.settings = BOUNDS
