@@ -21,7 +21,6 @@ from typing import Any, Literal
 import nats.errors
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import journal, subjects
@@ -40,7 +39,7 @@ from modelnet.errors import (
     TooLarge,
     UnknownTask,
 )
-from modelnet.following import Following
+from modelnet.following import Following, Live
 from modelnet.messages import (
     Awarded,
     Beat,
@@ -111,11 +110,11 @@ class TaskTrace:
 class TaskHandle:
     """A task on the network, whoever submitted it."""
 
-    def __init__(self, client: Client, tenant: str, task: str, sub: Subscription | None, *, replay: bool) -> None:
+    def __init__(self, client: Client, tenant: str, task: str, live: Live | None, *, replay: bool) -> None:
         self.id = task
         self.tenant = tenant
         self._client = client
-        self._sub = sub
+        self._live = live
         self._replay = replay
         self._final: Final | None = None
         self._reader = Reader()
@@ -138,11 +137,11 @@ class TaskHandle:
         client = self._client
         following = Following(client.bus, self.tenant, self.id, _position(resume_after))
         self._reader = reader = following.reader
-        sub, self._sub = self._sub, None
-        replay = self._replay or sub is None
+        live, self._live = self._live, None
+        replay = self._replay or live is None
         self._replay = True  # a second reader starts over from what is stored
-        if sub is None:
-            sub = await client.bus.subscribe(subjects.stream_of(self.tenant, self.id))
+        if live is None:
+            live = await Live().open(client.bus, subjects.stream_of(self.tenant, self.id))
         try:
             if replay:
                 for event in await following.fill():
@@ -150,20 +149,15 @@ class TaskHandle:
                         yield self._seen(event)
             fills, generation, pause = 0, client.reconnects, _GAP_S
             while not reader.done:
-                try:
-                    msg = await sub.next_msg(timeout=pause if following.incomplete else _POLL_S)
-                except nats.errors.TimeoutError:
-                    msg = None
-                except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
-                    raise ConnectionFailed("the connection was closed while a task was being followed") from None
+                msg = await live.next(pause if following.incomplete else _POLL_S)
                 due = following.feed(msg) if msg is not None else []
                 if due:
                     pause = _GAP_S
                 elif msg is None and following.incomplete:
                     fills += reader.final is not None
                     pause = min(2 * pause, _POLL_S)
-                if msg is None or following.behind or generation != client.reconnects:
-                    generation = client.reconnects
+                if msg is None or following.behind or live.dropped or generation != client.reconnects:
+                    generation, live.dropped = client.reconnects, False
                     with contextlib.suppress(ConnectionFailed, UnknownTask):
                         due += await following.fill()
                 if fills > _FILL_TRIES:
@@ -171,9 +165,7 @@ class TaskHandle:
                 for event in due:
                     yield self._seen(event)
         finally:
-            if client.bus.is_connected:
-                with contextlib.suppress(nats.errors.Error):
-                    await sub.unsubscribe()
+            await live.close()
 
     async def result(self) -> Final:
         """The Final, once it stands. Raises `TaskFailed`, `TaskExpired` or `TaskCancelled` if it is not completed."""
@@ -271,14 +263,14 @@ class Client:
         if len(body) > self.settings.max_body_bytes:
             limit = self.settings.max_body_bytes
             raise TooLarge(f"the task is {len(body)} bytes as JSON, the limit is {limit} (MODELNET_MAX_BODY_BYTES)")
-        sub = await self.bus.subscribe(subjects.stream_of(task.tenant, task.id)) if follow else None
+        live = await Live().open(self.bus, subjects.stream_of(task.tenant, task.id)) if follow else None
         try:
             await self._publish(task, body)
         except BaseException:
-            if sub is not None:
-                await sub.unsubscribe()
+            if live is not None:
+                await live.close()
             raise
-        return TaskHandle(self, task.tenant, task.id, sub, replay=id is not None)
+        return TaskHandle(self, task.tenant, task.id, live, replay=id is not None)
 
     async def _answer_for_tasks(self) -> str:
         """Be there when a negotiator asks whether this client is; returns its id."""

@@ -6,19 +6,68 @@ events show it, and a journal entry tells the sequence of the one before; what i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections import deque
 
+import nats.errors
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import journal, subjects
 from modelnet.bus.replay import last_of, read_all
-from modelnet.errors import UnknownTask
+from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Final, Waiting, decode_entry, decode_event
 from modelnet.reader import Position, Reader, StreamEvent
 
-__all__ = ["Following"]
+__all__ = ["Following", "Live"]
+
+MAX_UNREAD = 8192
+"""Live messages that wait for a slow reader; what comes above is read from the stream later."""
+
+
+class Live:
+    """A task's live messages, as one subscription hears them."""
+
+    def __init__(self) -> None:
+        self.dropped = False
+        """Whether messages came that the reader had no room for."""
+        self._unread = deque[Msg]()
+        self._news = asyncio.Event()
+        self._sub: Subscription | None = None
+
+    async def open(self, bus: Bus, subject: str) -> Live:
+        """Subscribe."""
+        self._bus = bus
+        # With a callback: `next_msg` starts two tasks for each message.
+        self._sub = await bus.subscribe(subject, cb=self._hear)
+        return self
+
+    async def _hear(self, msg: Msg) -> None:
+        if len(self._unread) >= MAX_UNREAD:
+            self.dropped = True
+        else:
+            self._unread.append(msg)
+        self._news.set()
+
+    async def next(self, timeout_s: float) -> Msg | None:
+        """The next message; None if there is none in time. Raises `ConnectionFailed` if there can be none any more."""
+        if not self._unread:
+            self._news.clear()
+            if self._bus.is_closed:
+                raise ConnectionFailed("the connection was closed while a task was being followed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
+        return self._unread.popleft() if self._unread else None
+
+    async def close(self) -> None:
+        """Unsubscribe."""
+        if self._sub is not None and self._bus.is_connected:
+            with contextlib.suppress(nats.errors.Error):
+                await self._sub.unsubscribe()
 
 
 class Following:

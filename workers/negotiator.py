@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import nats.errors
 import structlog
@@ -132,6 +132,7 @@ class Negotiator:
         self._records: dict[str, tuple[str, bytes, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
+        self._validators: dict[tuple[str, str], Any] = {}
         self._absent: dict[str, int] = {}
         """How many times in a row a client was not there."""
         self._token = 0
@@ -327,12 +328,12 @@ class Negotiator:
     async def _take(self, msg: Msg, task: Task, entries: tuple[tuple[int, JournalEntry | None], ...]) -> None:
         now = time.monotonic()
         contracts = self._directory.contracts_for(task.capability)
-        violations = {c.digest: check(compile_schema(c.input), task.input) for c in contracts}
+        violations = {c.digest: check(self._validator(c, "input"), task.input) for c in contracts}
         verdicts = {digest: violation is None for digest, violation in violations.items()}
 
         def accepts(digest: str) -> bool:
             if digest not in verdicts and (contract := self._directory.contract(digest)) is not None:
-                verdicts[digest] = check(compile_schema(contract.input), task.input) is None
+                verdicts[digest] = check(self._validator(contract, "input"), task.input) is None
             return verdicts.get(digest, False)
 
         features = features_of(task.input, len(msg.data), contracts[0].input if contracts else {})
@@ -356,6 +357,13 @@ class Negotiator:
             await self._run(held, negotiation.reject(error, now))
         else:
             await self._run(held, negotiation.begin(now, queue=self._waiting.is_before(task)))
+
+    def _validator(self, contract: Contract, side: Literal["input", "output"]) -> Any:
+        found = self._validators.get((contract.digest, side))
+        if found is None:
+            schema = contract.input if side == "input" else contract.output
+            found = self._validators[contract.digest, side] = compile_schema(schema)
+        return found
 
     def _negotiation(
         self,
@@ -433,7 +441,7 @@ class Negotiator:
             elif done.digest is not None and done.digest != digest_of(done.output):
                 violation = "the digest is not that of the output"
             elif contract is not None:
-                violation = check(compile_schema(contract.output), done.output)
+                violation = check(self._validator(contract, "output"), done.output)
         await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
         await self._wake(done.worker, 1)
 

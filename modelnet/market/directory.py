@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelnet.messages import Beat, CapabilityCard, Contract, Task, WorkerCard, matches
 
@@ -11,6 +11,8 @@ __all__ = ["Candidate", "Directory"]
 
 CLAIM_WEIGHT = 8.0
 """A claimed quality counts as this many observations, against one good and one bad of a uniform prior."""
+
+_REMEMBERED = 1024
 
 UNCLAIMED_QUALITY = 0.8
 """Expected quality of a worker that claims none."""
@@ -37,6 +39,20 @@ class _Entry:
     free: int
     instance: str
     draining: bool = False
+    offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
+    """By capability asked for: what the worker serves it with."""
+
+    def serves(self, capability: str) -> CapabilityCard | None:
+        """The most exact of the card's capabilities that covers this one."""
+        try:
+            return self.offered[capability]
+        except KeyError:
+            if len(self.offered) >= _REMEMBERED:
+                self.offered.clear()
+            found = [c for c in self.card.capabilities if matches(c.pattern, capability)]
+            best = max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)
+            self.offered[capability] = best
+            return best
 
 
 def expected_quality(claim: float | None) -> float:
@@ -118,7 +134,7 @@ class Directory:
     def serves(self, worker: str, capability: str) -> bool:
         """Whether a living worker bids for the capability."""
         entry = self._live.get(worker)
-        return entry is not None and _capability(entry.card, capability) is not None
+        return entry is not None and entry.serves(capability) is not None
 
     def candidates(
         self, task: Task, excluded: frozenset[str], accepts: Callable[[str], bool] = lambda _: True
@@ -133,7 +149,7 @@ class Directory:
     def candidate(self, worker: str, task: Task, accepts: Callable[[str], bool] = lambda _: True) -> Candidate | None:
         """This worker, if it lives and may answer the task."""
         entry = self._live.get(worker)
-        offered = _capability(entry.card, task.capability) if entry is not None else None
+        offered = entry.serves(task.capability) if entry is not None else None
         if entry is None or offered is None or entry.draining:
             return None
         if task.contract is not None and offered.contract != task.contract:
@@ -150,12 +166,6 @@ class Directory:
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""
-        served = {c.contract for e in self._live.values() if (c := _capability(e.card, capability)) is not None}
+        served = {c.contract for e in self._live.values() if (c := e.serves(capability)) is not None}
         found = [self._contracts[digest] for digest in served if digest in self._contracts]
         return found or [c for c in self._contracts.values() if matches(c.capability, capability)]
-
-
-def _capability(card: WorkerCard, capability: str) -> CapabilityCard | None:
-    """The most exact of a card's capabilities that covers this one."""
-    found = [c for c in card.capabilities if matches(c.pattern, capability)]
-    return max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)

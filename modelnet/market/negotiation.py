@@ -53,7 +53,7 @@ from .commands import (
     Timer,
 )
 from .directory import Candidate
-from .journal_writer import Entry, JournalWriter
+from .journal_writer import JournalWriter
 from .reference import ReferencePrices
 
 __all__ = ["Negotiation", "Policy", "State"]
@@ -536,24 +536,24 @@ class Negotiation:
         entry = self._writer.outstanding
         if entry is None:
             return []
-        news = [(sequence, found) for sequence, found in journal if sequence > self._writer.sequence]
-        for sequence, found in news:
+        cancelled = False
+        for sequence, found in journal:
+            if sequence <= self._writer.sequence:
+                continue
             if found is not None and found.encode() == entry.encode():
                 return self.on_stored(sequence)
-            self._writer.stored(sequence)
+            self._writer.sequence = sequence
             if isinstance(found, Final):
-                self.state, self._final = State.DONE, found
+                self._writer.outstanding, self.state, self._final = None, State.DONE, found
                 return [*self._stop_work(), Finished(found)]
             if isinstance(found, Awarded):
-                self.state = State.DONE
+                self._writer.outstanding, self.state = None, State.DONE
                 return [*self._stop_work(), Abandon()]
-            if isinstance(found, CancelAsked):
-                self._writer.keep(lambda _: False)
-                return self._cancel(_CANCELLED, now)
-        return self._rewrite(entry)
-
-    def _rewrite(self, entry: Entry) -> list[Command]:
+            cancelled |= isinstance(found, CancelAsked)
         self._writer.outstanding = None
+        if cancelled:
+            self._writer.keep(lambda _: False)
+            return self._cancel(_CANCELLED, now)
         return [*self._writer.write(entry)]
 
     def _catch_up(self, journal: Sequence[tuple[int, JournalEntry | None]]) -> None:

@@ -18,7 +18,7 @@ from statistics import NormalDist
 
 from modelnet.messages import Bid, ScoredBid, Task
 
-__all__ = ["SCORE_FLOOR", "Terms", "expected_lateness_s", "expected_time_s", "payment", "rank", "tie_break"]
+__all__ = ["SCORE_FLOOR", "Terms", "expected_times_s", "payment", "rank", "tie_break"]
 
 SCORE_FLOOR = 0.0
 """S₀: the worth of not having the task done."""
@@ -28,6 +28,8 @@ RESERVE_MARGIN = 1.25
 
 _NORMAL = NormalDist()
 _Z90 = _NORMAL.inv_cdf(0.9)
+_NEGLIGIBLE = 9.0
+"""Deviations below which a normal variable is never seen: its probability is under 2e-19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +78,17 @@ def log_normal(p50_s: float, p90_s: float) -> tuple[float, float]:
     return math.log(p50_s), max(deviation, 1e-6)
 
 
-def expected_time_s(p50_s: float, p90_s: float) -> float:
-    """E[T] of a log-normal time."""
-    mean, deviation = log_normal(p50_s, p90_s)
-    return math.exp(min(mean + deviation**2 / 2, 700.0))
-
-
-def expected_lateness_s(p50_s: float, p90_s: float, deadline_s: float) -> float:
-    """E[(T − d)⁺] of a log-normal time: the value of a call option in Black and Scholes' form, undiscounted."""
+def expected_times_s(p50_s: float, p90_s: float, deadline_s: float) -> tuple[float, float]:
+    """E[T] and E[(T − d)⁺] of a log-normal time: the mean, and the value of a call option in Black and Scholes' form,
+    undiscounted."""
     mean, deviation = log_normal(p50_s, p90_s)
     expected = math.exp(min(mean + deviation**2 / 2, 700.0))
     if deadline_s <= 0:
-        return expected - deadline_s
+        return expected, expected - deadline_s
     above = (mean + deviation**2 - math.log(deadline_s)) / deviation
-    return max(expected * _NORMAL.cdf(above) - deadline_s * _NORMAL.cdf(above - deviation), 0.0)
+    if above < -_NEGLIGIBLE:
+        return expected, 0.0
+    return expected, max(expected * _NORMAL.cdf(above) - deadline_s * _NORMAL.cdf(above - deviation), 0.0)
 
 
 def tie_break(task: str, worker: str) -> int:
@@ -99,9 +98,9 @@ def tie_break(task: str, worker: str) -> int:
 
 def score(terms: Terms, offered: Offered) -> ScoredBid:
     """The bid with its value V and score S = V − p."""
-    bid, p50_s, p90_s = offered.bid, offered.bid.p50_ms / 1e3, offered.bid.p90_ms / 1e3
-    late = terms.lateness_cost * expected_lateness_s(p50_s, p90_s, terms.remaining_s)
-    value = terms.value * offered.quality - terms.value_of_time * expected_time_s(p50_s, p90_s) - late
+    bid = offered.bid
+    time_s, late_s = expected_times_s(bid.p50_ms / 1e3, bid.p90_ms / 1e3, terms.remaining_s)
+    value = terms.value * offered.quality - terms.value_of_time * time_s - terms.lateness_cost * late_s
     value = max(value, -float(2**53))
     return ScoredBid.model_construct(
         worker=bid.worker,

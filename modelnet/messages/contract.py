@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -31,7 +32,7 @@ class Contract(Message):
     input: dict[str, Any] = Field(default_factory=dict, description="JSON Schema of the input.")
     output: dict[str, Any] = Field(default_factory=dict, description="JSON Schema of the output.")
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
         """Identity of the two schemas; the same whoever announces them."""
         return digest_of({"input": self.input, "output": self.output})

@@ -14,8 +14,7 @@ from modelnet.market.scoring import (
     SCORE_FLOOR,
     Offered,
     Terms,
-    expected_lateness_s,
-    expected_time_s,
+    expected_times_s,
     payment,
     rank,
     score,
@@ -48,7 +47,7 @@ TIMES = [(1.0, 1.0001), (1.0, 1.2), (0.05, 0.2), (3.0, 9.0), (100.0, 150.0)]
 
 @pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
 def test_expected_time_is_the_mean(p50_s: float, p90_s: float) -> None:
-    assert expected_time_s(p50_s, p90_s) == pytest.approx(fmean(samples(p50_s, p90_s)), rel=1e-3)
+    assert expected_times_s(p50_s, p90_s, 60.0)[0] == pytest.approx(fmean(samples(p50_s, p90_s)), rel=1e-3)
 
 
 @pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
@@ -56,16 +55,16 @@ def test_expected_time_is_the_mean(p50_s: float, p90_s: float) -> None:
 def test_expected_lateness_is_the_mean_of_what_lies_beyond(p50_s: float, p90_s: float, share: float) -> None:
     deadline = share * p50_s
     late = fmean(max(t - deadline, 0.0) for t in samples(p50_s, p90_s))
-    assert expected_lateness_s(p50_s, p90_s, deadline) == pytest.approx(late, rel=1e-2, abs=1e-4 * p50_s)
+    assert expected_times_s(p50_s, p90_s, deadline)[1] == pytest.approx(late, rel=1e-2, abs=1e-4 * p50_s)
 
 
 def test_past_the_deadline_all_the_time_is_late() -> None:
-    assert expected_lateness_s(1.0, 1.5, -2.0) == pytest.approx(expected_time_s(1.0, 1.5) + 2.0)
-    assert expected_lateness_s(1.0, 1.5, 0.0) == pytest.approx(expected_time_s(1.0, 1.5))
+    assert expected_times_s(1.0, 1.5, -2.0)[1] == pytest.approx(expected_times_s(1.0, 1.5, 60.0)[0] + 2.0)
+    assert expected_times_s(1.0, 1.5, 0.0)[1] == pytest.approx(expected_times_s(1.0, 1.5, 60.0)[0])
 
 
 def test_a_90th_percentile_below_the_median_counts_as_the_median() -> None:
-    assert expected_time_s(2.0, 1.0) == pytest.approx(2.0)
+    assert expected_times_s(2.0, 1.0, 60.0)[0] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("p90_s", [1e3, 1e9, 1e200])
@@ -78,8 +77,8 @@ def test_absurd_claims_of_time_give_a_finite_score(p90_s: float) -> None:
 
 def test_the_score_is_the_formula() -> None:
     found = score(terms(1000, value=500, value_of_time=10.0), offered("w", 100, quality=0.9))
-    late = 500 * expected_lateness_s(1.0, 2.0, 60.0)
-    assert found.value == pytest.approx(500 * 0.9 - 10 * expected_time_s(1.0, 2.0) - late)
+    late = 500 * expected_times_s(1.0, 2.0, 60.0)[1]
+    assert found.value == pytest.approx(500 * 0.9 - 10 * expected_times_s(1.0, 2.0, 60.0)[0] - late)
     assert found.score == pytest.approx(found.value - 100)
 
 

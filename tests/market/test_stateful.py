@@ -215,7 +215,7 @@ class NegotiationMachine(RuleBasedStateMachine):
         self._take(self.table.timer("deadline"))
         for _ in range(20):
             if self.outstanding is not None:
-                self.journal_answers(lost=False)  # type: ignore[call-arg]
+                self.journal_answers(lost=False)
         assert self.table.state is State.DONE
         assert self.outstanding is None
 
