@@ -27,7 +27,17 @@ def sizes(party: object) -> dict[str, int]:
 
 async def until_quiet(network: Network, *parties: object) -> None:
     """Wait, a beat at a time, until no party holds anything of a task."""
-    of_tasks = {"_held", "_by_auction", "_waiting", "_writes", "_awards", "_records", "_running", "_jobs", "_unstored"}
+    of_tasks = {
+        "_held",
+        "_by_auction",
+        "_by_tenant",
+        "_waiting",
+        "_writes",
+        "_awards",
+        "_records",
+        "_attempts",
+        "_jobs",
+    }
     async with network.ear("beat.*") as beats, asyncio.timeout(PATIENCE_S):
         while any(size for party in parties for name, size in sizes(party).items() if name in of_tasks):
             await beats.next()
@@ -82,4 +92,4 @@ async def test_no_container_grows_with_the_work_done(network: Network) -> None:
     assert negotiator._intake.held == 0
     waiting = negotiator._waiting
     assert isinstance(waiting, Line)
-    assert sizes(waiting) == {"_lines": 0}
+    assert sizes(waiting) == {"_queues": 0}
