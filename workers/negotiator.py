@@ -90,6 +90,8 @@ class _Held:
     suspect: int = 0
     """The attempt that its worker's last beat did not list."""
     place: Place | None = None
+    called_for: str = ""
+    """The worker for whose free slot it was called out of the line, until its auction is decided."""
 
     @property
     def task(self) -> Task:
@@ -123,6 +125,7 @@ class Negotiator:
         self._held: dict[tuple[str, str], _Held] = {}
         self._by_auction: dict[str, _Held] = {}
         self._waiting = Line[_Held](max(int(config.max_in_flight * WAITING_SHARE), 1))
+        self._called = set[_Held]()
         self._share = max(int(config.max_in_flight * TENANT_SHARE), 1)
         self._by_tenant = Counter[tuple[str, int]]()
         self._pace = Pace(least_s=RETURN_S, rate=RETURNS_PER_S)
@@ -618,8 +621,19 @@ class Negotiator:
         def serves(capability: str) -> bool:
             return self._directory.serves(worker, capability)
 
-        for held in self._waiting.call(serves, could_take, count):
+        count -= sum(held.called_for == worker for held in self._called)
+        for held in self._waiting.call(serves, could_take, count) if count > 0 else ():
+            held.called_for = worker
+            self._called.add(held)
             await self._run(held, held.negotiation.wake(time.monotonic()))
+
+    async def _decided(self, held: _Held) -> None:
+        """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
+        worker, held.called_for = held.called_for, ""
+        self._called.discard(held)
+        at_work = held.negotiation.at_work
+        if held.negotiation.state is not State.WAITING and (at_work is None or at_work[0] != worker):
+            await self._wake(worker, 1)
 
     # ------------------------------------------------------------------ commands
 
@@ -672,6 +686,8 @@ class Negotiator:
                     self._forget(held)
                     log.info("task_abandoned", task=task.id)
                     await self._intake.release()
+        if held.called_for and held.negotiation.state not in (State.AUCTIONING, State.AWARDING):
+            await self._decided(held)
 
     def _new_token(self) -> str:
         self._token += 1
@@ -715,6 +731,7 @@ class Negotiator:
         self._awards.pop(held.award, None)
         self._by_auction.pop(held.auction, None)
         self._waiting.leave(held)
+        self._called.discard(held)
         for timer in held.timers.values():
             timer.cancel()
         held.timers.clear()
