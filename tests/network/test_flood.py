@@ -48,7 +48,7 @@ async def test_a_flood_starves_neither_other_tenants_nor_urgent_tasks(bare_netwo
     desk.let(12)
     await desk.until_begun(14)
     served = desk.begun[2:14]
-    assert served[0] == "urgent"
+    assert "urgent" in served[:3], served
     assert served.count("few") == 2, served
     desk.let(FLOOD)
     async with asyncio.timeout(3 * PATIENCE_S):
