@@ -511,7 +511,7 @@ class Negotiator:
             await self._meet(beat.worker)
         self._directory.hear(beat, now)
         if len(beat.running) < beat.slots and not beat.draining:
-            await self._wake(beat.worker, beat.slots - len(beat.running))
+            await self._fill(beat.worker, beat.slots - len(beat.running))
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in at_work:
             stale = self._held.get((tenant, task))
@@ -593,8 +593,7 @@ class Negotiator:
 
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
-        if offer.free:
-            await self._wake(offer.worker, offer.free)
+        await self._fill(offer.worker, offer.free)
 
     async def _meet(self, worker: str) -> None:
         """Look up a worker that was heard for the first time."""
@@ -611,6 +610,12 @@ class Negotiator:
         finally:
             self._unknown.discard(worker)
 
+    async def _fill(self, worker: str, free: int) -> None:
+        """A worker says how many slots are free: as many may try, with those that were called for them already."""
+        called = sum(held.called_for == worker for held in self._called)
+        if free > called:
+            await self._wake(worker, free - called)
+
     async def _wake(self, worker: str, count: int) -> None:
         """Let up to `count` waiting tasks that this worker could take try again."""
 
@@ -621,8 +626,7 @@ class Negotiator:
         def serves(capability: str) -> bool:
             return self._directory.serves(worker, capability)
 
-        count -= sum(held.called_for == worker for held in self._called)
-        for held in self._waiting.call(serves, could_take, count) if count > 0 else ():
+        for held in self._waiting.call(serves, could_take, count):
             held.called_for = worker
             self._called.add(held)
             await self._run(held, held.negotiation.wake(time.monotonic()))

@@ -134,6 +134,14 @@ async def last_sequence(nc: Client, stream: str) -> int:
     return int(answer["state"]["last_seq"])
 
 
+async def stream_messages(nc: Client, stream: str) -> int:
+    """How many messages a stream holds. Raises `ConnectionFailed`."""
+    answer = await _ask(nc, f"STREAM.INFO.{stream}", {})
+    if "state" not in answer:
+        raise ConnectionFailed(f"stream {stream} does not answer: {answer.get('error', {}).get('description')}")
+    return int(answer["state"]["messages"])
+
+
 async def _api(nc: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
     """Call the JetStream API; the error as a dictionary, empty if there is none."""
     error: dict[str, Any] = (await _ask(nc, verb, body)).get("error") or {}
