@@ -70,9 +70,10 @@ class Scene:
 
     @property
     def lease_s(self) -> float:
-        """How long the target may be silent before its tasks go to another."""
+        """How long whom it strikes may be silent before the tasks go to another."""
         sizes = self.fleet.sizes
-        return sizes.ack_wait_s if self.target.role == "negotiator" else sizes.lease_s
+        negotiator = self.party is not None and self.party.role == "negotiator"
+        return sizes.ack_wait_s if negotiator else sizes.lease_s
 
     @contextlib.contextmanager
     def trouble(self) -> Iterator[None]:

@@ -72,7 +72,7 @@ async def main(mode: str) -> None:
         await nc.publish(msg.reply, Confirm(worker=name).encode())
 
     await nc.subscribe(subjects.query(name), cb=beat)
-    await nc.subscribe(subjects.ROLL_CALL, cb=lambda _: beat())
+    await nc.subscribe(subjects.ROLL_CALL, cb=beat)
     await nc.subscribe(subjects.award(name), cb=awarded)
     catalogue = Catalogue(nc)
     await catalogue.announce(contract)
