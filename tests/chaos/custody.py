@@ -67,9 +67,12 @@ class WorkerCustody(Custody):
         elif frame.subject.startswith("worker."):
             order = frame.subject.rpartition(".")[2]
             if order in ("award", "cancel"):
-                told = json.loads(frame.body)
-                handle = f"{told['task']}.{told['attempt']}"
+                try:
+                    told = json.loads(frame.body)
+                    handle = f"{told['task']}.{told['attempt']}"
+                except (ValueError, TypeError, KeyError):
+                    return  # the fuzz speaks here too
                 if order == "award":
-                    self._take(handle, (told["tenant"], told["task"]))
+                    self._take(handle, (str(told.get("tenant")), str(told["task"])))
                 else:
                     self._lay_down(handle)
