@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 import sys
@@ -165,7 +166,7 @@ class Campaign:
             await kind.strike(scene)
             fault.ended_at = time.monotonic()
             self._faults.append(fault)
-            self._say(f"{fault.kind} {fault.target}: {len(fault.touched)} tasks touched")
+            self._say(json.dumps(fault.record))
         except MissedPoint:
             self._missed += 1
         finally:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.chaos.custody import TaskKey
 from tests.chaos.fleet import Fleet, Party, Role
@@ -44,6 +45,13 @@ class Fault:
     def strike(self) -> None:
         """It happens now."""
         self.struck_at = time.monotonic()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a line in a file."""
+        times = {"struck_at": self.struck_at, "ended_at": self.ended_at}
+        touched = [[*task, at] for task, at in self.touched.items()]
+        return {"number": self.number, "kind": self.kind, "target": self.target, **times, "touched": touched}
 
     def touch(self, tasks: Iterable[TaskKey]) -> None:
         """These tasks are in the hands of whom it struck."""
@@ -88,8 +96,9 @@ class Scene:
 
 
 async def _killed(scene: Scene) -> None:
-    scene.fault.touch(scene.target.custody.tasks)
-    scene.target.signal(signal.SIGKILL)
+    with scene.trouble():  # the server may hand it a task before it notices
+        scene.target.signal(signal.SIGKILL)
+        await scene.target.bury()
     await _come_back(scene)
 
 
@@ -104,7 +113,6 @@ def _killed_at(point: Point) -> Callable[[Scene], Awaitable[None]]:
 
         def killed(frame: Frame) -> None:
             scene.fault.strike()
-            scene.fault.touch(party.custody.tasks)
             party.trap = None
             reached.set()
 
@@ -116,6 +124,8 @@ def _killed_at(point: Point) -> Callable[[Scene], Awaitable[None]]:
         except TimeoutError:
             party.trap = None
             raise MissedPoint from None
+        with scene.trouble():
+            await party.bury()
         await _come_back(scene)
 
     return strike

@@ -137,10 +137,11 @@ class Party:
             os.kill(self.pid, number)
 
     async def bury(self) -> None:
-        """Wait for the end of a process that was killed."""
+        """Wait for the end of a process that was killed, and of its connections."""
         if self._child is not None:
             await self._child.stop(grace_s=0.1)
             self._child = None
+            await self.proxy.idle()
         self.custody.clear()
 
     async def ended(self) -> None:

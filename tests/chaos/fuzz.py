@@ -33,7 +33,9 @@ from tests.chaos.garbage import Names, Shot, Target, drawn, shots
 __all__ = ["Fuzz", "Outcome"]
 
 BATCH = 25
-"""Messages made of each that Hypothesis draws."""
+"""Most messages made of each that Hypothesis draws; fewer if there are few in all, so every subject has its turn."""
+
+DRAWS = 400
 
 AT_ONCE = 8
 """Valid tasks under way at any time."""
@@ -58,15 +60,22 @@ class Outcome:
     took_s: float = 0.0
 
 
+class _Stopped(BaseException):
+    """Raised in the drawing thread once the run has ended early; Hypothesis lets it through."""
+
+
 class Fuzz:
     """One network, much garbage, and a few people who go on working."""
 
-    def __init__(self, folder: Path, *, count: int, seed: int, sizes: Sizes) -> None:
+    def __init__(self, folder: Path, *, count: int, seed: int, sizes: Sizes, always_with_reply: bool = False) -> None:
+        """`always_with_reply`: every message names a subject for an answer, as all do that expect one."""
         self._fleet = Fleet(folder, sizes)
         self._count, self._seed = count, seed
         self._chance = random.Random(seed)
         self._names = Names([])
+        self._always_with_reply = always_with_reply
         self._outcome = Outcome()
+        self._batch = max(1, min(BATCH, count // DRAWS))
         self._over = False
 
     async def run(self) -> Outcome:
@@ -89,6 +98,7 @@ class Fuzz:
                 if party.pid != pids[party.name]:
                     self._outcome.problems.append(f"{party.name} died: see {self._fleet.folder / party.name}.log")
         finally:
+            self._over = True
             await self._fleet.stop()
         self._outcome.took_s = time.monotonic() - began
         return self._outcome
@@ -127,13 +137,15 @@ class Fuzz:
         rounds = 0
 
         def send(drawn: tuple[Target, Any, int]) -> None:
+            if self._over:
+                raise _Stopped
             left = self._count - self._outcome.sent
-            batch = list(shots(*drawn, self._names, min(BATCH, left)))
+            batch = list(shots(*drawn, self._names, min(self._batch, left)))
             asyncio.run_coroutine_threadsafe(self._fire(net, drawn[0], batch), loop).result()
 
         while self._outcome.sent < self._count:
             run = hypothesis.settings(
-                max_examples=max((self._count - self._outcome.sent) // BATCH, 1),
+                max_examples=max((self._count - self._outcome.sent) // self._batch, 1),
                 database=None,
                 deadline=None,
                 phases=[Phase.generate],
@@ -146,7 +158,8 @@ class Fuzz:
         inbox = net.bus.new_inbox()
         before = self._outcome.sent
         for shot in batch:
-            await net.bus.publish(shot.subject, shot.body, reply=inbox if shot.wants_reply else "")
+            reply = shot.wants_reply or self._always_with_reply
+            await net.bus.publish(shot.subject, shot.body, reply=inbox if reply else "")
         self._outcome.sent += len(batch)
         self._outcome.by_subject[target.subject] += len(batch)
         if before // LULL != self._outcome.sent // LULL:
@@ -169,7 +182,8 @@ def main() -> int:
     print(head, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="modelnet-fuzz-"))
     sizes = Sizes(negotiators=2, workers=3)
-    outcome = asyncio.run(Fuzz(folder, count=args.count, seed=args.seed, sizes=sizes).run())
+    fuzz = Fuzz(folder, count=args.count, seed=args.seed, sizes=sizes, always_with_reply=args.always_with_reply)
+    outcome = asyncio.run(fuzz.run())
     lines = [
         f"{outcome.sent} messages that nobody should send, to {len(outcome.by_subject)} kinds of subjects",
         f"{outcome.valid} valid tasks beside them, {len(outcome.problems)} problems",

@@ -68,6 +68,14 @@ def _reads(*readers: Callable[[bytes], object]) -> Callable[[bytes], bool]:
     return reads
 
 
+def _is_object(body: bytes) -> bool:
+    """Whether it is a JSON object for a reader that is not strict: a Drain needs no more."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
+
+
 _ENTRIES = (m.Awarded, m.Waiting, m.CancelAsked, m.Final)
 _EVENTS = (m.Delta, m.Progress, m.Output, m.Failure)
 _ENTRY, _EVENT = _reads(m.decode_entry), _reads(m.decode_event)
@@ -84,7 +92,7 @@ TARGETS = (
     Target("worker.{worker}.award", (m.Award,)),
     Target("worker.{worker}.cancel", (m.CancelAttempt,)),
     Target("worker.{worker}.query", (m.RollCall,)),
-    Target("worker.{worker}.drain", (m.Drain,), spares=_reads(m.Drain.decode)),
+    Target("worker.{worker}.drain", (m.Drain,), spares=_is_object),
     Target("worker.{worker}.{stranger}", (m.Award,)),
     Target("beat.{worker}", (m.Beat,)),
     Target("beat.{stranger}", (m.Beat,)),

@@ -17,6 +17,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Load:
             ended, final = time.monotonic(), check.final
             assert final is not None
             if job.late_reader:
-                check.problems += await self._read_again(task, check)
+                check.problems += await self._read_again(task, job, check)
             self._write(
                 "ended",
                 **told,
@@ -139,18 +140,15 @@ class Load:
                 check.begin_again()
                 await asyncio.sleep(RETRY_S)
 
-    async def _read_again(self, task: modelnet.TaskHandle, first: StreamCheck) -> list[str]:
+    async def _read_again(self, task: modelnet.TaskHandle, job: work.Job, first: StreamCheck) -> list[str]:
         """A late reader: what it finds wrong, and where it was shown something else than the first."""
         late = StreamCheck()
         again = self._net.task(task.id, tenant=self._tenant)
         try:
             async with asyncio.timeout(GRACE_S):
-                async for event in again.stream():
-                    late.see(event, again.text)
+                await self._follow(again, replace(job, kind="late"), late)
         except TimeoutError:
             return ["late: no end"]
-        except modelnet.ModelnetError as error:
-            return [f"late: {error}"] if self._net.bus.is_connected else []
         problems = [f"late: {problem}" for problem in late.problems]
         if late.final != first.final:
             problems.append("late: another Final")

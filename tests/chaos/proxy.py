@@ -21,6 +21,9 @@ Direction = Literal["up", "down"]
 """From the party to the server, and back."""
 
 _CHUNK = 65536
+_PATIENCE_S = 1.0
+"""A connection whose party is gone may still have this long for what is under way."""
+
 _THIN_CHUNK = 1024
 """Bytes written at once on a link with a bounded rate."""
 
@@ -79,6 +82,11 @@ class Proxy:
     def connections(self) -> int:
         """How many are open."""
         return len(self._sessions)
+
+    async def idle(self) -> None:
+        """Wait until every connection has ended, when its party has."""
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=_PATIENCE_S)
 
     def cut(self) -> None:
         """End every connection at once, and each new one as soon as it is made."""

@@ -3,7 +3,7 @@
 The recovery of a task from a fault that touched it: from the moment it was touched until its reader saw the Final,
 less what was still to be expected of it then. Expected of a task is what its handler takes by itself plus the median of
 what undisturbed tasks of its kind took beyond that. Tasks touched by more than one fault, in their whole life, that can
-slow a task are left out: whose fault it was could not be told.
+slow a task are left out: whose fault it was could not be told. So are chains, which wait for another task's recovery.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Recoveries:
     """Seconds of recovery by kind of fault."""
 
     by_kind: dict[str, list[float]] = field(default_factory=dict)
+    by_task: dict[TaskKey, list[str]] = field(default_factory=dict)
+    """The faults that touched each task, by kind and number."""
     several: int = 0
     """Tasks left out because more than one fault touched them."""
     slowest: dict[str, tuple[float, TaskKey, int]] = field(default_factory=dict)
@@ -70,6 +72,9 @@ def recoveries(tasks: Iterable[Followed], faults: list[Fault]) -> Recoveries:
     beyond = {kind: statistics.median(values) for kind, values in calm.items()}
     for task in tasks:
         at_work = [(fault, at) for fault, at in touches[task.key] if at < task.ended_at]
+        found.by_task[task.key] = [f"{fault.kind} {fault.number}" for fault, _ in at_work]
+        if task.kind == "chain":
+            continue
         serious = [touch for touch in at_work if not KINDS[touch[0].kind].harmless]
         if len(serious) > 1:
             found.several += 1

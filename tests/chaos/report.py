@@ -57,7 +57,8 @@ def details(tally: Tally, most: int = 10) -> str:
     lines = []
     for name in ("lost", "hung", "left_over", "accepted_twice", "wrong", "deaths"):
         lines += [f"{name}: {found}" for found in getattr(tally, name)[:most]]
-    lines += [f"stream {key}: {problems}" for key, problems in list(tally.bad_streams.items())[:most]]
+    for key, problems in list(tally.bad_streams.items())[:most]:
+        lines.append(f"stream {key}: {problems}; touched by {tally.recovery.by_task.get(key, [])}")
     lines += [
         f"slowest of {kind}: {seconds:.2f} s, task {key}, fault {number}"
         for kind, (seconds, key, number) in sorted(tally.recovery.slowest.items())

@@ -65,6 +65,6 @@ def draw(chance: random.Random) -> Job:
         case "sum":
             values = [chance.randrange(10**12) for _ in range(chance.randrange(1, 40))]
             return job("chaos.sum", {"values": values}, {"value": sum(values)})
-    seed, words, pace_ms = chance.getrandbits(32), chance.randrange(10, 60), chance.choice((5, 15, 30))
+    seed, words, pace_ms = chance.getrandbits(32), chance.randrange(20, 200), chance.choice((5, 15, 30))
     input = {"seed": seed, "words": words, "pace_ms": pace_ms}
     return job("chaos.story", input, story(seed, words), float(words * pace_ms))
