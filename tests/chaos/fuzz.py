@@ -174,6 +174,7 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help=f"write the output to {RESULTS.parent.name}/{RESULTS.name}"
     )
+    parser.add_argument("--always-with-reply", action="store_true", help="every message names a subject for an answer")
     args = parser.parse_args()
     head = (
         f"tests/chaos/fuzz.py, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, "
