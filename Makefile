@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-all check format schemas compose-test bench clean
+.PHONY: help setup demo test test-all check format schemas compose-test chaos bench clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -39,6 +39,10 @@ schemas: setup   ## write schemas/ anew from modelnet/messages
 
 compose-test: setup  ## build the images, bring the network up with compose, use it from outside, take it down
 	$(BIN)/python -m tests.compose
+
+chaos: setup     ## ten minutes of faults against a network under load, then garbage at every subject
+	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos.fuzz
 
 bench: setup     ## what the network adds to a bare round trip
 	$(BIN)/python -m bench.overhead

@@ -1,0 +1,46 @@
+"""The short form of the campaign: the same processes, faults and counting as `make chaos`, in under a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import Campaign, Plan
+from tests.chaos.fleet import Sizes
+from tests.chaos.fuzz import Fuzz
+from tests.chaos.report import details, failures, table
+
+KINDS = (
+    "worker_killed",
+    "worker_frozen",
+    "worker_silent",
+    "worker_lies_mute",
+    "worker_lies_forgetful",
+    "negotiator_killed_close_award",
+    "negotiator_killed_token_final",
+    "client_cut",
+    "link_throttled",
+    "redis_killed",
+    "link_doubled",
+    "clock_jumped",
+)
+
+
+@pytest.mark.timeout(170)
+async def test_nothing_is_lost_and_nothing_hangs(tmp_path: Path) -> None:
+    sizes = Sizes(negotiators=2, workers=4, clients=1, beat_s=0.3, ack_wait_s=4.0)
+    plan = Plan(seed=3, minutes=0.3, tasks=300, faults=12, sizes=sizes, deadline_s=40.0, kinds=KINDS)
+    tally = await Campaign(plan, tmp_path).run()
+    wrong = failures(tally, plan)
+    assert not wrong, "\n".join([*wrong, table(tally, plan), details(tally)])
+    assert set(tally.faults) == set(KINDS)
+
+
+@pytest.mark.timeout(170)
+async def test_garbage_kills_nobody_and_costs_nobody_an_answer(tmp_path: Path) -> None:
+    sizes = Sizes(negotiators=1, workers=2)
+    outcome = await Fuzz(tmp_path, count=2000, seed=3, sizes=sizes, always_with_reply=True).run()
+    assert not outcome.problems
+    assert outcome.sent == 2000
+    assert outcome.valid > 20
