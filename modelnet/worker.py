@@ -386,8 +386,8 @@ class Worker:
     async def _on_award(self, msg: Msg, award: m.Award) -> None:
         served = self._serving(award.capability)
         reason, orders = self._attempts.on_award(award, suits=served is not None and served.takes(award))
+        await self._reply(msg, reason)  # on its way before the handler can take the process along
         self._obey(orders)
-        await self._reply(msg, reason)
 
     def _obey(self, orders: Sequence[Begin | Stop]) -> None:
         for order in orders:

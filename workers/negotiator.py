@@ -69,6 +69,9 @@ TICK_S = 1.0
 JOURNAL_TIMEOUT_S = 5.0
 RELIST_S = 30.0
 
+MAX_STUMBLES = 3
+"""Times that taking a task may fail unexpectedly before it is given up."""
+
 CLIENT_CHANCES = 3
 """Times in a row, a second apart, that nobody may answer for a client before its tasks are cancelled."""
 
@@ -137,6 +140,7 @@ class Negotiator:
         self._unknown: set[str] = set()
         self._validators: dict[tuple[str, str], Any] = {}
         self._absent: dict[str, int] = {}
+        self._stumbles: dict[int, int] = {}
         """How many times in a row a client was not there."""
         self._token = 0
         self._started = False
@@ -273,7 +277,9 @@ class Negotiator:
             _, _, _, tenant, task_id, capability = msg.subject.split(".", 5)
             if (task.tenant, task.id, task.capability) != (tenant, task_id, capability):
                 raise ValueError("the subject names another task than the body")
-        except ValueError as error:
+        except ValueError as wrong:
+            reason = journal.first_error(wrong) if isinstance(wrong, ValidationError) else str(wrong)
+            error = ErrorInfo(code="malformed", message=reason[:4096])
             self._spawn(self._safely(msg, self._bury(msg, error)))
             return
         if self._by_tenant[task.tenant, task.priority_class] >= self._share and _key(task) not in self._held:
@@ -289,16 +295,28 @@ class Negotiator:
         return about.num_delivered == 1 and before is not None and about.sequence.stream > before
 
     async def _safely(self, msg: Msg, work: Coroutine[Any, Any, None]) -> None:
-        """Take a message in hand; if that fails or is cut off, it goes back to the stream for a while."""
+        """Take a message in hand; if that fails or is cut off, it goes back to the stream for a while, a few times."""
+        sequence = msg.metadata.sequence.stream
         try:
             await work
         except (Exception, asyncio.CancelledError) as error:
             for held in [held for held in self._held.values() if held.msg is msg]:
                 self._forget(held)
-            await self._return(msg, RETURN_S)
             if isinstance(error, asyncio.CancelledError):
+                await self._return(msg, RETURN_S)
                 raise
+            if isinstance(error, ModelnetError | nats.errors.Error):  # the streams are away: not the task's fault
+                log.warning("task_not_taken", subject=msg.subject, error=str(error))
+                await self._return(msg, RETURN_S)
+                return
             log.error("task_not_taken", subject=msg.subject, error=repr(error), exc_info=error)
+            self._stumbles[sequence] = self._stumbles.pop(sequence, 0) + 1
+            if self._stumbles[sequence] < MAX_STUMBLES:
+                await self._return(msg, RETURN_S)
+                return
+            reason = f"{type(error).__name__}: {error}"
+            self._spawn(self._safely(msg, self._bury(msg, ErrorInfo(code="internal", message=reason[:4096]))))
+        self._stumbles.pop(sequence, None)
 
     async def _return(self, msg: Msg, delay_s: float) -> None:
         await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
@@ -394,12 +412,11 @@ class Negotiator:
             journal=entries,
         )
 
-    async def _bury(self, msg: Msg, error: ValueError) -> None:
-        """A body that is no task: keep it whole for a person, tell its publisher, and take it off the stream."""
-        reason = str(error) if not isinstance(error, ValidationError) else journal.first_error(error)
-        log.warning("task_malformed", subject=msg.subject, reason=reason)
-        await journal.bury(self._nc, msg, reason)
-        await journal.write_malformed(self._nc, self.id, msg, reason)
+    async def _bury(self, msg: Msg, error: ErrorInfo) -> None:
+        """A message that cannot be handled: keep it whole for a person, tell its publisher, take it off the stream."""
+        log.warning("task_given_up", subject=msg.subject, code=error.code, reason=error.message)
+        await journal.bury(self._nc, msg, error.message)
+        await journal.write_given_up(self._nc, self.id, msg, error)
         await msg.term()
         await self._intake.release()
 

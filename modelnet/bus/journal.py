@@ -133,7 +133,7 @@ async def bury(nc: Client, msg: Msg, reason: str) -> None:
     letter = DeadLetter(subject=msg.subject, reason=reason, headers=dict(msg.headers or {}), body=msg.data)
     room = nc.max_payload - _LETTER_ROOM
     if len(msg.data) * 4 / 3 > room:
-        cut = {"body": msg.data[: room // 2], "reason": f"{reason} (cut from {len(msg.data)} bytes)"}
+        cut = {"body": msg.data[: room // 2], "cut_from": len(msg.data)}
         letter = letter.model_copy(update=cut)
     try:
         ack = await nc.request(f"dlq.{msg.subject.split('.', 1)[0]}", letter.encode(), timeout=5)
@@ -143,8 +143,8 @@ async def bury(nc: Client, msg: Msg, reason: str) -> None:
         raise ConnectionFailed(f"the dead-letter stream refused a message: {ack.data[:200]!r}")
 
 
-async def write_malformed(nc: Client, negotiator: str, msg: Msg, reason: str) -> None:
-    """The Final of a message in the task stream that is no task, as far as its subject names one."""
+async def write_given_up(nc: Client, negotiator: str, msg: Msg, error: ErrorInfo) -> None:
+    """The Final of a message in the task stream that cannot be handled, as far as its subject names a task."""
     _, _, _, tenant, task, capability = msg.subject.split(".", 5)
     try:
         final = Final(
@@ -152,14 +152,16 @@ async def write_malformed(nc: Client, negotiator: str, msg: Msg, reason: str) ->
             tenant=tenant,
             capability=capability,
             status="failed",
-            error=ErrorInfo(code="malformed", message=reason[:4096]),
+            error=error,
             negotiator=negotiator,
             timings=Timings(queued_ms=0, negotiation_ms=0, running_ms=0, total_ms=0),
         )
     except ValidationError:
         return  # not even the subject makes sense: there is nobody to tell
-    with contextlib.suppress(nats.errors.TimeoutError):
-        await append(nc, tenant, task, "final", final, 0)
+    entries = await read(nc, tenant, task)
+    if not any(isinstance(entry, Final) for _, entry in entries):
+        with contextlib.suppress(nats.errors.TimeoutError):
+            await append(nc, tenant, task, "final", final, entries[-1][0] if entries else 0)
 
 
 def first_error(error: ValidationError) -> str:

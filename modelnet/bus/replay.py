@@ -47,13 +47,22 @@ async def last_of(nc: Client, stream: str, subject: str, *, timeout: float = 5.0
 
 
 async def read_all(
-    nc: Client, stream: str, subject: str, *, after: int = 0, since: float | None = None, timeout: float = 5.0
+    nc: Client,
+    stream: str,
+    subject: str,
+    *,
+    after: int = 0,
+    since: float | None = None,
+    most: int | None = None,
+    timeout: float = 5.0,
 ) -> AsyncIterator[Stored]:
-    """Every message whose subject matches, in stream order, from sequence `after` + 1 or from the time `since`."""
+    """Every message whose subject matches, in stream order, from sequence `after` + 1 or from the time `since`; `most`
+    of them at most."""
     inbox = nc.new_inbox()
     sub = await nc.subscribe(inbox)
     try:
-        request: dict[str, Any] = {"next_by_subj": subject, "batch": _BATCH, "max_bytes": 8 << 20}
+        batch = min(_BATCH, most or _BATCH)
+        request: dict[str, Any] = {"next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20}
         request |= {"seq": after + 1} if since is None else {"start_time": _rfc3339(since)}
         while request:
             await nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
@@ -71,8 +80,8 @@ async def read_all(
                 stored = _stored(msg)
                 last, pending = stored.sequence, int(stored.headers.get("Nats-Num-Pending", "0"))
                 yield stored
-            more = pending > 0
-            request = {"seq": last + 1, "next_by_subj": subject, "batch": _BATCH, "max_bytes": 8 << 20} if more else {}
+            more = pending > 0 and most is None
+            request = {"seq": last + 1, "next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20} if more else {}
     finally:
         if nc.is_connected:
             await sub.unsubscribe()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import batch, doctor, network, tasks, trace
+from modelnet.cli import batch, dlq, doctor, network, tasks, trace
 
 __all__ = ["app"]
 
@@ -50,3 +50,5 @@ for command in (
     doctor.config,
 ):
     app.command()(command)
+
+app.add_typer(dlq.dlq, name="dlq")

@@ -83,7 +83,9 @@ class Policy:
     max_attempts: int = 3
     """Attempts that may end in an error."""
     max_lost: int = 3
-    """Attempts whose worker may vanish. With as many different workers the task is poison: it kills them."""
+    """Attempts whose worker may vanish at work. With as many different workers the task is poison: it kills them."""
+    max_silent: int = 8
+    """Awards that may stay without an answer."""
     notice_s: float = 0.5
     """How long a task waits before its readers are told why."""
     retry_s: float = 0.1
@@ -145,6 +147,7 @@ class Negotiation:
         self._failed: set[str] = set()
         self._errors = 0
         self._lost: list[str] = []
+        self._silent: list[str] = []
         self._last_error = ErrorInfo(code="failed", message="")
         self._streamed = Streamed()
         self._final: Final | None = None
@@ -244,14 +247,15 @@ class Negotiation:
     # ------------------------------------------------------------------ the auction
 
     def _open_auction(self, now: float) -> list[Command]:
-        found, settled = self._find(frozenset(self._failed | set(self._lost)))
-        if not found and self._lost:  # who vanished may have come back
+        absent = {*self._lost, *self._silent}
+        found, settled = self._find(frozenset(self._failed | absent))
+        if not found and absent:  # who vanished may have come back
             found, settled = self._find(frozenset(self._failed))
         if self._opened_at is None:
             self._opened_at = now
         if not found:
-            if self._failed.issuperset(self._lost) and self._failed:
-                return self._finish("failed", now, self._last_error)
+            if self._failed and self._failed.issuperset(absent):
+                return [*self._bury(), *self._finish("failed", now, self._last_error)]
             return self._wait("no_worker")
         self.state = State.AUCTIONING
         self._auction = Auction(self._new_id(), found, settled=settled, now=now)
@@ -346,10 +350,10 @@ class Negotiation:
             return []
         if reply is None:
             commands = self._stop_work()
-            self._lost.append(current.worker)
+            self._silent.append(current.worker)
             self._last_error = ErrorInfo(code="worker_lost", message=f"{current.worker} did not take its award")
-            if len(self._lost) >= self._policy.max_lost:
-                return [*commands, *self._give_up(now)]
+            if len(self._silent) >= self._policy.max_silent:
+                return [*commands, *self._finish("failed", now, self._last_error)]
         else:
             commands = []
             if reply.reason in ("too_long", "unsupported"):
@@ -384,8 +388,10 @@ class Negotiation:
         self._errors += 1
         self._last_error, self._last_attempt = error, current
         retryable = violation is not None or done.retryable
-        if not retryable or self._errors >= self._policy.max_attempts:
+        if not retryable:
             return self._finish("failed", now, error, done)
+        if self._errors >= self._policy.max_attempts:
+            return [*self._bury(), *self._finish("failed", now, error, done)]
         current.continues &= violation is None  # nobody should go on behind what is no answer
         return self._read_stream(now)
 
@@ -402,9 +408,13 @@ class Negotiation:
         return []
 
     def _lose(self, message: str, now: float) -> list[Command]:
-        assert self._attempt is not None
-        self._lost.append(self._attempt.worker)
-        self._last_error, self._last_attempt = ErrorInfo(code="worker_lost", message=message), self._attempt
+        attempt = self._attempt
+        assert attempt is not None
+        self._last_error, self._last_attempt = ErrorInfo(code="worker_lost", message=message), attempt
+        if attempt.confirmed_at is None:
+            self._silent.append(attempt.worker)
+        else:
+            self._lost.append(attempt.worker)
         if len(self._lost) >= self._policy.max_lost:
             return self._give_up(now)
         return self._read_stream(now)
@@ -415,6 +425,13 @@ class Negotiation:
             return self._finish("failed", now, self._last_error)
         reason = f"{len(self._lost)} workers vanished while they held this task: {', '.join(self._lost)}"
         return [Bury(reason), *self._finish("failed", now, ErrorInfo(code="poison", message=reason))]
+
+    def _bury(self) -> list[Command]:
+        """A task that broke every handler that tried it."""
+        if not self._errors:
+            return []
+        error = self._last_error
+        return [Bury(f"{self._errors} attempts failed, the last with {error.code}: {error.message}"[:4096])]
 
     def _read_stream(self, now: float) -> list[Command]:
         """The attempt in hand is over. Go on behind what it streamed, if that can be."""

@@ -16,3 +16,4 @@ class DeadLetter(Message):
     reason: str
     headers: dict[str, str] = Field(default_factory=dict)
     body: bytes = Field(description="The message as it came, base64 in JSON.")
+    cut_from: int | None = Field(default=None, ge=1, description="Bytes it had, if the body is only its beginning.")

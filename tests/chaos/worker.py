@@ -43,11 +43,15 @@ def total(ctx: modelnet.Context, input: Json) -> Json:
     return {"value": value}
 
 
-@worker.capability("chaos.story", price=2, expected_ms=500)
+@worker.capability("chaos.story", price=2, expected_ms=500, continues=True)
 async def story(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
-    """Words, one by one."""
+    """Words, one by one, behind those that another has said."""
     record("begin", ctx)
+    said = len(ctx.resume.text) if ctx.resume else 0
     for word in work.story_words(input["seed"], input["words"]):
+        said -= len(word)
+        if said >= 0:
+            continue
         yield word
         await asyncio.sleep(input["pace_ms"] / 1e3)
     record("end", ctx)

@@ -137,8 +137,8 @@ def test_an_award_without_an_answer_goes_to_the_runner_up() -> None:
     assert table.negotiation.running is None
 
 
-def test_who_never_takes_its_award_is_asked_three_times_if_there_is_nobody_else() -> None:
-    table = Table("w")
+def test_who_never_takes_its_award_is_asked_a_few_times_if_there_is_nobody_else() -> None:
+    table = Table("w", policy=Policy(max_silent=3))
     table.begin()
     for attempt in (1, 2, 3):
         table.bid("w")
@@ -263,6 +263,7 @@ def test_a_task_that_makes_three_workers_vanish_is_poison() -> None:
         commands = table.timer("window", table.negotiation.auction)
         assert award_to(commands) == (following, attempt + 1)
         table.stored()
+        table.confirm(attempt + 1)
     commands = table.lost("u")
     assert "w, v, u" in one(commands, Bury).reason
     assert code(final(commands)) == "poison"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,6 +30,12 @@ async def count(ctx: modelnet.Context, input: dict[str, Any]) -> AsyncIterator[s
     for number in range(begun + 1, begun + 6):
         yield f"{number} "
     await asyncio.Event().wait()
+
+
+@worker.capability("lone.die", price=1)
+async def die(ctx: modelnet.Context, input: dict[str, Any]) -> None:
+    """Take the whole process along."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 app = worker.app

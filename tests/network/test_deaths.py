@@ -26,15 +26,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 Json = dict[str, Any]
 
 
-def lone_process(network: Network, folder: Path) -> ChildProcess:
+def lone_process(network: Network, folder: Path, name: str = "lone") -> ChildProcess:
     """The worker of `lone_worker.py` as a process of its own."""
+    folder.mkdir(exist_ok=True)
     return ChildProcess(
-        "lone",
+        name,
         [sys.executable, "-m", "modelnet.run", "tests.network.lone_worker:app"],
         log_dir=folder,
         ready=b"workers_joined",
         restart=False,
-        env={"MODELNET_URL": network.config.url, "MODELNET_BEAT_S": "0.2", "MODELNET_LOG_LEVEL": "info"},
+        env={
+            "MODELNET_URL": network.config.url,
+            "MODELNET_BEAT_S": "0.2",
+            "MODELNET_LOG_LEVEL": "info",
+            "LONE_NAME": name,
+        },
     )
 
 
