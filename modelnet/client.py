@@ -38,6 +38,7 @@ from modelnet.errors import (
     TaskFailed,
     TooLarge,
     UnknownTask,
+    UnknownWorker,
 )
 from modelnet.following import Following, Live
 from modelnet.messages import (
@@ -45,6 +46,7 @@ from modelnet.messages import (
     Beat,
     CancelAsked,
     Contract,
+    Drain,
     Final,
     Reset,
     RollCall,
@@ -67,6 +69,7 @@ _POLL_S = 5.0
 _GAP_S = 0.05
 """First pause before what is missing is read from the stream; doubled each time that it is not there yet."""
 _FILL_TRIES = 7
+_DRAIN_POLL_S = 0.5
 
 _BY_STATUS: dict[str, type[TaskError]] = {
     "failed": TaskFailed,
@@ -350,6 +353,26 @@ class Client:
         finally:
             await sub.unsubscribe()
         return [LiveWorker(cards[worker], beats[worker]) for worker in sorted(beats)]
+
+    async def drain(self, worker: str) -> AsyncIterator[Beat]:
+        """Ask a worker to leave, and yield its state, at once and then each second, until it is gone.
+
+        Raises `UnknownWorker`.
+        """
+        subject, body = subjects.drain(worker), Drain().encode()
+        first = True
+        while True:
+            try:
+                reply = await self.bus.request(subject, body, timeout=5)
+            except nats.errors.NoRespondersError:
+                if first:
+                    raise UnknownWorker(f"no worker {worker!r} is on the network") from None
+                return
+            except nats.errors.TimeoutError:
+                raise ConnectionFailed(f"worker {worker!r} did not answer within 5 s") from None
+            first, subject, body = False, subjects.query(worker), RollCall().encode()
+            yield Beat.decode(reply.data)
+            await asyncio.sleep(_DRAIN_POLL_S)
 
     async def contracts(self) -> list[Contract]:
         """Every contract ever announced, by capability."""

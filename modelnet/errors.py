@@ -4,6 +4,7 @@ ModelnetError
 ├── UsageError                 what was asked for makes no sense; nothing was sent
 │   └── MalformedInput         input that is no JSON object, or a field out of range
 ├── UnknownTask                no task of this id is known to the network
+├── UnknownWorker              nobody serves this worker's id
 ├── ConnectionFailed           the bus cannot be reached or does not serve JetStream
 │   └── AuthenticationFailed   the bus refused the credentials
 ├── BusFull                    the task stream is at its bound; try again later
@@ -33,6 +34,7 @@ __all__ = [
     "TaskFailed",
     "TooLarge",
     "UnknownTask",
+    "UnknownWorker",
     "UsageError",
 ]
 
@@ -64,6 +66,12 @@ class UnknownTask(ModelnetError):
     """Raised by the client when neither the journal nor the task stream knows the id."""
 
     code = "unknown_task"
+
+
+class UnknownWorker(ModelnetError):
+    """Raised by the client when nobody answers for a worker."""
+
+    code = "unknown_worker"
 
 
 class ConnectionFailed(ModelnetError):

@@ -87,6 +87,7 @@ class Execution:
         self._deltas = DeltaBuffer(self._send_piece)
         self._started = time.monotonic()
         self._last: m.Output | m.Failure | None = None
+        self._leaving = False
 
     def _stamp(self) -> dict[str, Any]:
         award = self._award
@@ -113,6 +114,11 @@ class Execution:
             raise BadOutput(f"{said} is no progress: {first_error(invalid)}") from None
         await self._send(event)
 
+    def hand_on(self, job: asyncio.Task[None]) -> None:
+        """The worker leaves: end here, so that another can go on."""
+        self._leaving = True
+        job.cancel()
+
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Run the handler to its end. Raises `CancelledError` if the attempt was `stopped`."""
         output: dict[str, Any] | None = None
@@ -134,11 +140,16 @@ class Execution:
         except Reject as reject:
             error, retryable = _error(reject.wire_code, reject.message), reject.retryable
         except (Exception, SystemExit, asyncio.CancelledError) as failure:
-            if isinstance(failure, asyncio.CancelledError) and stopped():
+            if self._leaving:
+                if (job := asyncio.current_task()) is not None:
+                    job.uncancel()
+                await self._deltas.flush()
+                error, retryable = m.ErrorInfo(code=m.HANDED_ON, message="the worker leaves the network"), True
+            elif isinstance(failure, asyncio.CancelledError) and stopped():
                 log.info("attempt_cancelled", task=self._award.task, attempt=self._award.attempt)
                 self._outbox.drop(self._trail)
                 raise
-            if limit.expired():
+            elif limit.expired():
                 error = m.ErrorInfo(code="expired", message="the worker ran out of time")
             else:
                 log.warning("handler_failed", task=self._award.task, capability=self._award.capability, exc_info=True)

@@ -101,6 +101,9 @@ class ChildProcess:
                 code = await process.wait()
             if self._stopping or not self._restart or not ready.is_set():
                 return
+            if code == 0:
+                log.info("process_ended", process=self.name)
+                return  # it was drained: whoever asked for that does not want it back
             delay = _BACKOFF_S[min(self.restarts, len(_BACKOFF_S) - 1)]
             self.restarts += 1
             log.warning("process_died", process=self.name, code=code, restart_in_s=delay)

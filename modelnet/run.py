@@ -22,6 +22,7 @@ from modelnet.processes import PARENT
 
 __all__ = ["load_app", "load_file", "main", "run_app"]
 
+EXIT_S = 5.0
 ORPHAN_S = 8.0
 """A process whose parent is gone has this long to end by itself."""
 
@@ -95,12 +96,25 @@ def run_app(app: FastStream) -> None:
     parent = os.environ.get(PARENT)
     if parent is not None:
         threading.Thread(target=_follow, args=(int(parent),), name="follow-parent", daemon=True).start()
-    uvloop.run(app.run())
+    uvloop.run(_run(app))
     busy = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
     if busy:  # handlers that never return: Python would wait for their threads for ever
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+async def _run(app: FastStream) -> None:
+    await app.run()
+    # The loop waits for threads of `asyncio.to_thread`, for ever if one never returns.
+    threading.Thread(target=_exit_soon, name="exit-soon", daemon=True).start()
+
+
+def _exit_soon() -> None:
+    time.sleep(EXIT_S)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _follow(parent: int) -> None:

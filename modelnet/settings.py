@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     award_timeout_ms: float = Field(default=2000.0, gt=0, description="Longest wait for Confirm or Decline.")
     ack_wait_s: float = Field(default=10.0, ge=1, description="A negotiator silent for so long loses its tasks.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
+    drain_s: float = Field(default=30.0, ge=0, description="What runs may go on for so long when a worker stops.")
     max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds at once.")
     max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Largest input or output.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")

@@ -48,7 +48,8 @@ __all__ = ["Context", "Piece", "Progress", "Worker", "worker_app"]
 
 log = structlog.get_logger("worker")
 
-DRAIN_S = 30.0
+HAND_ON_S = 5.0
+"""Time to tell that attempts end unfinished."""
 AWAY_S = 3.0
 """A worker that is to stop waits this long for a lost server."""
 
@@ -79,9 +80,13 @@ class Worker:
         self._capabilities: dict[str, Served] = {}
         self._attempts = Slots(slots)
         self._jobs: dict[Key, asyncio.Task[None]] = {}
+        self._executions: dict[Key, Execution] = {}
+        self._leaving: asyncio.Task[None] | None = None
         self._threads = Threads(f"{name}-handler")
         self._background: set[asyncio.Task[None]] = set()
         self._joined = False
+        self.on_left: Callable[[], None] = lambda: None
+        """Called when the worker has left because it was asked to."""
         self.broker = make_broker(self._settings, f"modelnet-worker-{name}", on_reconnect=self._reconnected)
         m.WorkerCard(worker=name, owner=self._owner, capabilities=(), instance=self._instance)  # refuses a bad name
 
@@ -174,37 +179,52 @@ class Worker:
         self._joined = True
         log.info("worker_joined", worker=self.id, capabilities=list(self._capabilities))
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it is off the network for good."""
+        return self._leaving is not None and self._leaving.done()
+
     async def leave(self) -> None:
         """Take nothing new, finish what runs, and go. Without a server there is nobody to finish it for."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+        await self._leaving
+
+    async def _leave(self) -> None:
         self._attempts.draining = True
         if self._joined:
             with contextlib.suppress(nats.errors.Error, ConnectionFailed, OSError):
                 await self._beat()
-                await self._drain()
+                await self._drain(self._settings.drain_s)
+                if self._jobs and self._bus.is_connected:
+                    log.warning("attempts_handed_on", worker=self.id, running=len(self._jobs))
+                    for key, job in list(self._jobs.items()):
+                        self._executions[key].hand_on(job)
+                    await self._drain(HAND_ON_S)
                 if self._bus.is_connected:
                     await self._beat(leaving=True)
                     await self._catalogue.leave(self.id)
+                    await self._answering.unsubscribe()
                     await self._bus.flush(timeout=2)
         for task in list(self._background):
             task.cancel()
         log.info("worker_left", worker=self.id)
 
-    async def _drain(self) -> None:
+    async def _drain(self, for_s: float) -> None:
         """Wait until nothing runs and the stream holds every end, unless that takes too long or the server is away."""
-        until = time.monotonic() + DRAIN_S
+        until = time.monotonic() + for_s
         away_since: float | None = None
-        while True:
+        while (now := time.monotonic()) < until:
+            away_since = None if self._bus.is_connected else away_since or now
+            if away_since is not None and now - away_since > AWAY_S:
+                log.warning("drain_given_up", worker=self.id, running=len(self._attempts))
+                return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
+                async with asyncio.timeout(min(0.5, until - now)):
                     while self._jobs:
                         await asyncio.wait(list(self._jobs.values()))
                     await self._outbox.empty.wait()
                     return
-            now = time.monotonic()
-            away_since = None if self._bus.is_connected else away_since or now
-            if now > until or (away_since is not None and now - away_since > AWAY_S):
-                log.warning("drain_given_up", worker=self.id, running=len(self._attempts))
-                return
 
     def _card(self) -> m.WorkerCard:
         return m.WorkerCard(
@@ -244,6 +264,7 @@ class Worker:
         sub = await self._bus.subscribe(subjects.query(self.id), cb=self._answer_query)
         await self._bus.flush()
         if await self._catalogue.confirm(self._card(), revision):
+            self._answering = sub
             return True
         await sub.unsubscribe()
         return False
@@ -313,10 +334,11 @@ class Worker:
         await self._beat()
 
     async def _answer_drain(self, body: m.Drain) -> m.Beat:
-        """Drain on request: the process stops as it would on SIGTERM."""
+        """Leave on request. The process stops once all its workers have."""
         self._attempts.draining = True
-        await self._beat()
-        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+            self._leaving.add_done_callback(lambda _: self.on_left())
         return self._state()
 
     async def _on_order(self, msg: Msg) -> None:
@@ -417,7 +439,7 @@ class Worker:
         )
         limit = self._settings.max_body_bytes
         execution = Execution(award, served, context, self._outbox, pool=self._threads, max_bytes=limit)
-        job = self._jobs[key]
+        job, self._executions[key] = self._jobs[key], execution
         await execution.run(stopped=lambda: job.cancelling() > 0)
         was_full = self._attempts.free == 0
         negotiator = self._attempts.on_ended(key)
@@ -431,6 +453,7 @@ class Worker:
     def _ended(self, key: Key, job: asyncio.Task[None]) -> None:
         """An attempt is over, and its end has been told."""
         del self._jobs[key]
+        self._executions.pop(key, None)
         self._attempts.on_ended(key)  # it may have been cancelled before it could do this itself
         if not job.cancelled() and (error := job.exception()) is not None:
             log.error("attempt_failed", error=repr(error), exc_info=error)
@@ -446,6 +469,13 @@ def worker_app(
     `before` runs before any joins (load a model), `after` once all have left.
     """
     app = FastStream(*(worker.broker for worker in workers), specification=specification("worker"))
+
+    def left() -> None:
+        if all(worker.has_left for worker in workers):
+            signal.raise_signal(signal.SIGTERM)
+
+    for worker in workers:
+        worker.on_left = left
 
     @app.on_startup
     async def prepare() -> None:

@@ -45,6 +45,7 @@ for command in (
     batch.batch,
     network.work,
     network.workers,
+    network.drain,
     network.capabilities,
     doctor.doctor,
     doctor.config,

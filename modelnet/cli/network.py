@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelnet.cli.session import Json, Url, complete, configured, make_table, print_json, run, wide_console
+from modelnet.cli.session import (
+    Json,
+    Url,
+    complete,
+    configured,
+    make_table,
+    parse_duration,
+    print_json,
+    run,
+    wide_console,
+)
 from modelnet.errors import ModelnetError, UsageError
 
 if TYPE_CHECKING:
     from modelnet.network import Network
 
-__all__ = ["capabilities", "up", "work", "workers"]
+__all__ = ["capabilities", "drain", "up", "work", "workers"]
 
 
 def up(
@@ -130,6 +140,43 @@ def work(
     app = load_file(file, name)
     setup_logging(settings())
     run_app(app)
+
+
+def drain(
+    worker: Annotated[str, typer.Argument(help="The worker's id.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has left.")] = True,
+    timeout: Annotated[str | None, typer.Option(help="Wait so long at most: 30s, 5m. Default: no end.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Have a worker leave: it takes no new awards, and finishes what it runs, or hands it on after MODELNET_DRAIN_S."""
+
+    async def work() -> int:
+        import modelnet
+
+        limit_s = parse_duration(timeout)
+        config = configured(url)
+        async with modelnet.connect(config=config) as net:
+            last = -1
+            try:
+                async with asyncio.timeout(limit_s if wait else None):
+                    async for beat in net.drain(worker):
+                        if as_json:
+                            print_json({"kind": "drain", "worker": worker, "running": len(beat.running)})
+                        elif len(beat.running) != last:
+                            typer.echo(f"{worker} is draining, {len(beat.running)} running", err=True)
+                        last = len(beat.running)
+                        if not wait:
+                            return 0
+            except TimeoutError:
+                raise ModelnetError(f"{worker} still runs {last} after {timeout}", code="timeout") from None
+        if as_json:
+            print_json({"kind": "left", "worker": worker})
+        else:
+            typer.echo(f"{worker} has left")
+        return 0
+
+    run(work())
 
 
 def workers(as_json: Json = False, url: Url = None) -> None:

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from modelnet.messages import (
+    HANDED_ON,
     Award,
     Awarded,
     Bid,
@@ -383,6 +384,8 @@ class Negotiation:
             self._confirm(current, now)
         if done.error is None and violation is None:
             return self._finish("completed", now, None, done)
+        if done.error is not None and done.error.code == HANDED_ON:
+            return self._read_stream(now)
         error = done.error or ErrorInfo(code="bad_output", message=f"{current.worker}: {violation}"[:4096])
         self._failed.add(current.worker)
         self._errors += 1

@@ -1,6 +1,7 @@
 """The wire: every message as a frozen Pydantic model, one noun a module. Imports nothing else of ours."""
 
 from .auction import (
+    HANDED_ON,
     AdoptAttempt,
     Award,
     AwardReply,
@@ -41,6 +42,7 @@ from .worker import Beat, CapabilityCard, Drain, Offer, RollCall, RunningAttempt
 __all__ = [
     "DEFAULT_BUDGET",
     "DEFAULT_DEADLINE_S",
+    "HANDED_ON",
     "MAX_DEADLINE_S",
     "AdoptAttempt",
     "Award",

@@ -11,6 +11,7 @@ from .result import ErrorInfo, Failure, Output, Usage
 from .task import Selector
 
 __all__ = [
+    "HANDED_ON",
     "AdoptAttempt",
     "Award",
     "AwardReply",
@@ -27,6 +28,10 @@ __all__ = [
     "decode_award_reply",
     "decode_bid_reply",
 ]
+
+
+HANDED_ON = "worker_leaving"
+"""Code of an attempt's error that is nobody's fault: its worker stops, and another should go on."""
 
 
 class Features(Part):
