@@ -19,7 +19,7 @@ import structlog
 from faststream import FastStream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelnet import Context, Reject, Worker, worker_app
+from modelnet import Context, Piece, Reject, Worker, worker_app
 from modelnet.bus.journal import first_error
 from modelnet.contracts import sketch
 from modelnet.engines import (
@@ -33,6 +33,7 @@ from modelnet.engines import (
     ModelRecipe,
     Prompt,
     Sampling,
+    continued,
     load_recipe,
     open_engine,
 )
@@ -110,7 +111,7 @@ class Served:
         async def answer(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
             """A small model mapped onto this contract."""
             text = ""
-            async for piece, _ in self._generate(ctx, lambda: mapped.prompt(input), mapped.sampling):
+            async for piece, _ in self._generate(ctx, lambda: mapped.prompt(input), lambda: mapped.sampling):
                 text += piece
             try:
                 return mapped.parse(text)
@@ -131,34 +132,34 @@ class Served:
             price=price if config.price_per_token else config.price,
             model=self._model,
             estimate=self._estimate(Sampling().max_tokens),
+            continues=True,
         )
         async def generate(ctx: Context, input: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
             """Text from a prompt or a chat."""
-            text, reason = "", "stop"
-            async for piece, finish in self._generate(ctx, lambda: _prompt(input), None, input):
+            text, reason = ctx.resume.text if ctx.resume else "", "stop"
+            async for piece, finish in self._generate(ctx, lambda: _prompt(input), lambda: _sampling(input)):
                 text += piece
                 reason = finish or reason
-                if piece:
-                    yield piece
+                yield piece
             yield {"text": text, "finish_reason": reason}
 
     async def _generate(
-        self,
-        ctx: Context,
-        prompt: Callable[[], Prompt],
-        sampling: Sampling | None,
-        input: dict[str, Any] | None = None,
-    ) -> AsyncIterator[tuple[str, str | None]]:
+        self, ctx: Context, prompt: Callable[[], Prompt], sampling: Callable[[], Sampling]
+    ) -> AsyncIterator[tuple[Piece, str | None]]:
         """Pieces of text, each with the finish reason once there is one; the request is freed however this ends."""
         self._requests += 1
         request = f"{ctx.tenant}/{ctx.task}/{ctx.attempt}/{self._requests}"
         used = (0, 0)
         try:
-            chunks = self.engine.generate(request, prompt(), sampling or _sampling(input or {}))
+            if ctx.resume is None:
+                chunks = self.engine.generate(request, prompt(), sampling())
+            else:
+                ids = ctx.resume.tokens if ctx.resume.model == self._model else None
+                chunks = continued(self.engine, request, prompt(), sampling(), ctx.resume.text, ids)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     used = (chunk.prompt_tokens, chunk.completion_tokens)
-                    yield chunk.text, chunk.finish_reason
+                    yield Piece(chunk.text, chunk.token_ids), chunk.finish_reason
         except (BadPrompt, BadSampling) as error:
             # Another model may have a longer context or a chat template.
             raise Reject(error.message, code=error.wire_code, retryable=isinstance(error, BadPrompt)) from None

@@ -14,6 +14,7 @@ from modelnet.engines.base import (
     PromptTooLong,
     Sampling,
 )
+from modelnet.engines.continuation import continued
 from modelnet.engines.select import EngineKind, open_engine
 from modelnet.engines.template import (
     BadRecipe,
@@ -46,6 +47,7 @@ __all__ = [
     "PromptTooLong",
     "Sampling",
     "UnparsableOutput",
+    "continued",
     "load_recipe",
     "open_engine",
     "vllm_available",

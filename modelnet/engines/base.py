@@ -190,6 +190,15 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""
 
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        """Token ids of a prompt, as the model reads it, and of an answer's beginning behind it.
+
+        Raises `BadPrompt`, `PromptTooLong`. Takes about 1 µs a character.
+        """
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Their text, special tokens left out; a character that is not whole is U+FFFD."""
+
     def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream the answer. Closing the generator or cancelling its consumer frees the request.
 

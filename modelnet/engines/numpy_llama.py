@@ -77,10 +77,14 @@ class NumpyCore:
         self._tokenizer = FolderTokenizer(folder)
         self._llama = Llama(folder, config, slots=self._max_running, context=self.max_model_len)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         assert self._tokenizer is not None
-        ids = self._tokenizer.encode(prompt)
+        ids = self._tokenizer.encode(prompt, answer)
         return checked_token_ids(ids, max_model_len=self.max_model_len, vocab_size=self._vocab)
+
+    def decode(self, token_ids: list[int]) -> str:
+        assert self._tokenizer is not None
+        return self._tokenizer.decode(token_ids)
 
     def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
         assert self._tokenizer is not None

@@ -23,8 +23,11 @@ class StepCore(Protocol):
 
     def load(self) -> None: ...
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         """Raises `BadPrompt`, `PromptTooLong`. Called on any thread."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Called on any thread."""
 
     def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None: ...
 

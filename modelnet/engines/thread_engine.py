@@ -85,6 +85,14 @@ class ThreadEngine:
                 raise
             raise EngineUnavailable(f"{self.model} did not start: {error}") from error
 
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        self._require_alive()
+        return self._core.encode(prompt, answer)
+
+    def decode(self, token_ids: list[int]) -> str:
+        self._require_alive()
+        return self._core.decode(token_ids)
+
     async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         self._require_alive()
         if request_id in self._streams:

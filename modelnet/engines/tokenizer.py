@@ -44,13 +44,18 @@ class FolderTokenizer:
         token = self._config.get(name)
         return token.get("content") if isinstance(token, Mapping) else token
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Raises `BadPrompt`. Safe in any thread."""
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        """A prompt and the beginning of its answer. Raises `BadPrompt`. Safe in any thread."""
         if prompt.token_ids is not None:
-            return list(prompt.token_ids)
+            begun = self.tokenizer.encode(answer, add_special_tokens=False).ids if answer else ()
+            return [*prompt.token_ids, *begun]
         if prompt.text is not None:
-            return list(self.tokenizer.encode(prompt.text).ids)
-        return list(self.tokenizer.encode(self._chat(prompt), add_special_tokens=False).ids)
+            return list(self.tokenizer.encode(prompt.text + answer).ids)
+        return list(self.tokenizer.encode(self._chat(prompt) + answer, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def _chat(self, prompt: Prompt) -> str:
         messages = plain_messages(prompt.messages or ())

@@ -81,9 +81,13 @@ class VllmCore:
         self._max_running = engine.vllm_config.scheduler_config.max_num_seqs
         self._engine = engine
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         assert self._encoder is not None
-        return self._encoder.encode(prompt)
+        return self._encoder.encode(prompt, answer)
+
+    def decode(self, token_ids: list[int]) -> str:
+        assert self._encoder is not None
+        return self._encoder.decode(token_ids)
 
     def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
         from vllm.exceptions import VLLMClientError
@@ -191,6 +195,17 @@ class VllmAsyncEngine:
 
         arguments = engine_args({"disable_log_stats": True, **engine_options(self.model, self._options)})
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
+
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        return self._require_encoder().encode(prompt, answer)
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self._require_encoder().decode(token_ids)
+
+    def _require_encoder(self) -> Encoder:
+        if self._encoder is None or self._closed:
+            raise EngineDead(f"the engine of {self.model} does not run")
+        return self._encoder
 
     async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         await self.health()

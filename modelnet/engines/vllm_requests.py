@@ -65,25 +65,33 @@ class Encoder:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Raises `BadPrompt`, `PromptTooLong`."""
+    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        """A prompt and the beginning of its answer. Raises `BadPrompt`, `PromptTooLong`."""
         if prompt.token_ids is not None:
-            ids = list(prompt.token_ids)
+            ids = [*prompt.token_ids, *(self._plain(answer) if answer else ())]
         elif prompt.text is not None:
-            ids = self._tokenizer.encode(prompt.text)
+            ids = self._tokenizer.encode(prompt.text + answer)
+        elif answer:
+            ids = self._plain(self._chat(prompt, tokenize=False) + answer)
         else:
-            ids = self._chat(prompt)
+            ids = list(self._chat(prompt, tokenize=True))
         return checked_token_ids(ids, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
 
-    def _chat(self, prompt: Prompt) -> list[int]:
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _chat(self, prompt: Prompt, *, tokenize: bool) -> Any:
+        """The chat through the model's template, as text or as token ids."""
         messages = plain_messages(prompt.messages or ())
         if getattr(self._tokenizer, "chat_template", "") is None:
             raise BadPrompt("this model has no chat template: send text, not messages")
         try:
-            return list(
-                self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=True, return_dict=False
-                )
+            return self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False
             )
         except Exception as error:  # templates raise what they like
             raise BadPrompt(f"the model's chat template refused the messages: {error}") from error
