@@ -9,6 +9,7 @@ ModelnetError
 │   └── AuthenticationFailed   the bus refused the credentials
 ├── BusFull                    the task stream is at its bound; try again later
 ├── TooLarge                   a body exceeds what may travel
+├── ObjectLost                 a large body cannot be had any more
 └── TaskError                  a task did not complete; its Final says why
     ├── TaskFailed             no worker could answer it
     ├── TaskExpired            its deadline passed
@@ -27,6 +28,7 @@ __all__ = [
     "ConnectionFailed",
     "MalformedInput",
     "ModelnetError",
+    "ObjectLost",
     "Reject",
     "TaskCancelled",
     "TaskError",
@@ -96,6 +98,12 @@ class TooLarge(ModelnetError):
     """Raised by the client for an input, and by a worker for an output, above the limit on bodies."""
 
     code = "too_large"
+
+
+class ObjectLost(ModelnetError):
+    """Raised for a large body that has expired, was never stored whole, or is not what its reference says."""
+
+    code = "object_lost"
 
 
 class TaskError(ModelnetError):

@@ -42,7 +42,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
     drain_s: float = Field(default=30.0, ge=0, description="What runs may go on for so long when a worker stops.")
     max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds at once.")
-    max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Largest input or output.")
+    max_body_bytes: int = Field(
+        default=256 * 1024, ge=1024, le=768 * 1024, description="Largest input or output that travels in a message."
+    )
+    max_object_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=1024, description="Largest input or output; above max_body_bytes it is stored."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: str = Field(default="auto", description="json, console, or auto: console on a terminal.")
 

@@ -68,6 +68,13 @@ STREAMS: dict[str, dict[str, Any]] = {
         "allow_msg_ttl": True,
         "description": "Events of every attempt.",
     },
+    "BODIES": {
+        "subjects": ["body.*.*.*.*"],
+        "discard": "new",
+        "max_bytes": 4 * _GIB,
+        "allow_msg_ttl": True,
+        "description": "Inputs and outputs too large for a message, in chunks.",
+    },
     "AUDIT": {
         "subjects": ["audit.*.*"],
         "discard": "old",
