@@ -92,7 +92,7 @@ class Served:
         recipe = load_recipe(config.model) if Path(config.model).is_dir() else None
         name = config.name or (recipe.name if recipe else Path(config.model).name)
         self._model = recipe.name if recipe else config.model
-        self.worker = Worker(name, slots=config.slots, software=type(self.engine).__name__, config=network)
+        self.worker = Worker(name, slots=config.slots, software=self.engine.software, config=network)
         self._requests = 0
         if recipe is not None:
             self._declare_recipe(recipe)
