@@ -18,10 +18,12 @@ __all__ = [
     "PROBED",
     "STREAMS",
     "TASK_CONSUMERS",
+    "delete_stream",
     "last_sequence",
     "probe_subject",
     "setup_bus",
     "stream_config",
+    "stream_messages",
     "task_consumer",
 ]
 
@@ -37,6 +39,8 @@ ACK_WAIT_S = 10.0
 
 FULL = (10023, 10047, 10077, 10122)
 """Error codes of a stream or server at its bound: resources, storage, the stream's own limits, size of a message."""
+
+_NO_STREAM = 10059
 
 TASK_CONSUMERS = [(c, b) for c in range(CLASSES) for b in range(BUCKETS)]
 
@@ -195,12 +199,22 @@ async def last_sequence(nc: Client, stream: str) -> int:
     return int(answer["state"]["last_seq"])
 
 
-async def stream_messages(nc: Client, stream: str) -> int:
-    """How many messages a stream holds. Raises `ConnectionFailed`."""
+async def stream_messages(nc: Client, stream: str, *, missing: int | None = None) -> int:
+    """How many messages a stream holds; `missing` if there is no such stream. Raises `ConnectionFailed`."""
     answer = await _ask(nc, f"STREAM.INFO.{stream}", {})
-    if "state" not in answer:
-        raise ConnectionFailed(f"stream {stream} does not answer: {answer.get('error', {}).get('description')}")
-    return int(answer["state"]["messages"])
+    if "state" in answer:
+        return int(answer["state"]["messages"])
+    error = answer.get("error", {})
+    if missing is not None and error.get("err_code") == _NO_STREAM:
+        return missing
+    raise ConnectionFailed(f"stream {stream} does not answer: {error.get('description')}")
+
+
+async def delete_stream(nc: Client, stream: str) -> None:
+    """Delete a stream, if there is one, with all that it holds. Raises `ConnectionFailed`."""
+    error = await _api(nc, f"STREAM.DELETE.{stream}", {})
+    if error and error.get("err_code") != _NO_STREAM:
+        raise ConnectionFailed(f"stream {stream} cannot be deleted: {error.get('description')}")
 
 
 async def _api(nc: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
