@@ -92,6 +92,10 @@ class Readiness:
             await asyncio.to_thread(server.shutdown)
             server.server_close()
 
+    def forget(self) -> None:
+        """Look anew the next time, however soon that is."""
+        self._said = None
+
     async def state(self) -> dict[str, Any]:
         """What is answered: `ready`, and if not `code` and `reason`; the durability named, and what of it holds."""
         async with self._asking:  # who asks often gets what was found a moment ago
