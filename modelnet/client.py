@@ -29,8 +29,8 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
 from modelnet.bus.replay import Stored, last_of, read_all
+from modelnet.bus.storage import store
 from modelnet.errors import (
-    BusFull,
     ConnectionFailed,
     MalformedInput,
     TaskCancelled,
@@ -66,7 +66,6 @@ from modelnet.settings import Settings, settings
 
 __all__ = ["Client", "LiveWorker", "TaskHandle", "TaskSummary", "TaskTrace", "connect"]
 
-_PUBLISH_TRIES = 3
 _POLL_S = 5.0
 _GAP_S = 0.05
 """First pause before what is missing is read from the stream; doubled each time that it is not there yet."""
@@ -304,27 +303,11 @@ class Client:
         return self._id
 
     async def _publish(self, task: Task, body: bytes) -> None:
+        # Tries carry the same Msg-Id: if the first one was stored, later ones are not.
         headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}
-        for attempt in range(_PUBLISH_TRIES):
-            try:
-                ack = await self.bus.request(subjects.task(task), body, timeout=5, headers=headers)
-            except nats.errors.NoRespondersError:
-                raise ConnectionFailed(
-                    "this server does not carry a modelnet network (start a negotiator, or `modelnet up`)"
-                ) from None
-            except (nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError):
-                if attempt == _PUBLISH_TRIES - 1:
-                    raise ConnectionFailed("the task stream does not answer: the task may not be accepted") from None
-                continue  # the same Msg-Id: if the first one was stored, this one is not
-            answer = json.loads(ack.data)
-            error = answer.get("error")
-            if error is None:
-                if answer.get("duplicate") and task.input_ref is not None:
-                    await objects.remove(self.bus, task.input_ref)  # the first one's input is the task's
-                return
-            if error.get("err_code") in (10077, 10047, 10122) or "maximum" in error.get("description", ""):
-                raise BusFull("the task stream is full; try again later")
-            raise ConnectionFailed(f"the task stream refused the task: {error.get('description')}")
+        ack = await store(self.bus, "TASKS", subjects.task(task), body, headers)
+        if ack.get("duplicate") and task.input_ref is not None:
+            await objects.remove(self.bus, task.input_ref)  # the first one's input is the task's
 
     async def put(self, data: bytes, *, media_type: str = "application/octet-stream") -> dict[str, Any]:
         """Store bytes: the JSON value that stands for them in inputs.

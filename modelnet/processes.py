@@ -62,6 +62,7 @@ class ChildProcess:
         self._restart = restart
         self._pass_fds = tuple(pass_fds)
         self._stopping = False
+        self._again = False
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -101,6 +102,9 @@ class ChildProcess:
                 code = await process.wait()
             if self._stopping or not self._restart or not ready.is_set():
                 return
+            if self._again:
+                self._again = False
+                continue
             if code == 0:
                 log.info("process_ended", process=self.name)
                 return  # it was drained: whoever asked for that does not want it back
@@ -134,6 +138,12 @@ class ChildProcess:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+
+    def restart(self) -> None:
+        """Ask it to end in good order; it is started again at once."""
+        if self.pid is not None:
+            self._again = True
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it as a crash would; it is restarted."""

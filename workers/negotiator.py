@@ -161,7 +161,7 @@ class Negotiator:
     async def start(self, nc: Client) -> None:
         """Join the network: make the streams, learn who is there, and take tasks."""
         self._nc = nc
-        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s)
+        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s, replicas=self._settings.replicas)
         self._catalogue = Catalogue(nc)
         self._bodies = Bodies(nc, self._settings)
         await self._clock.sync(nc)

@@ -24,6 +24,7 @@ from modelnet.messages import Reference, new_id
 
 from .journal import RETENTION_S
 from .replay import read_all
+from .storage import store
 
 __all__ = ["CHUNK_BYTES", "get", "get_json", "put", "remove"]
 
@@ -85,19 +86,13 @@ async def _store(nc: Client, subject: str, sealed: bytes, headers: dict[str, str
     for left in reversed(range(_TRIES)):
         try:
             # A chunk stored twice is the same chunk: the reader takes the first of each number.
-            ack = await nc.request(subject, sealed, timeout=_TIMEOUT_S, headers=dict(headers))
-        except nats.errors.NoRespondersError:
+            await store(nc, "BODIES", subject, sealed, headers)
+        except ConnectionFailed as error:
             # While a server starts, JetStream comes later than the connection.
-            error: Exception = ConnectionFailed("this server does not carry a modelnet network")
-        except (nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError):
-            error = ConnectionFailed("the object store does not answer")
+            if error.wire_code == "not_stored" or not left:
+                raise
         else:
-            refused = json.loads(ack.data).get("error")
-            if refused is None:
-                return
-            raise BusFull(f"the object store is full: {refused.get('description')}")
-        if not left:
-            raise error
+            return
         await asyncio.sleep(_TIMEOUT_S / 5)
 
 
