@@ -77,7 +77,11 @@ class UnknownWorker(ModelnetError):
 
 
 class ConnectionFailed(ModelnetError):
-    """Raised by `connect` when no server answers, or answers without JetStream or without the network's streams."""
+    """Raised when no server answers, or one that does not store what it is given.
+
+    `wire_code`, beside `no_server`: `no_jetstream` (it is not enabled), `not_stored` (it took a message and stored
+    nothing: a full disk), `no_space` (no room for the streams), `no_cluster` (replicas asked of a single server).
+    """
 
     code = "no_server"
 

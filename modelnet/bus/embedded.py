@@ -82,11 +82,15 @@ class EmbeddedNats(ChildProcess):
             *([f"http: {self.monitor_url.removeprefix('http://')}"] if self.monitor_url else []),
             "jetstream {",
             f"  store_dir: {json.dumps(str(self.data))}",
-            f"  max_file_store: {most_bytes}",
+            f"  max_file_store: {most_bytes:>20}",
             *(["  sync_interval: always"] if self._sync_always else []),
             "}",
         ]
-        self._config.write_text("\n".join(lines) + "\n")
+        text = "\n".join(lines).encode() + b"\n"
+        # Over itself, as long as it was: this has to work on a full disk.
+        with self._config.open("r+b" if self._config.exists() else "wb") as file:
+            file.write(text)
+            file.truncate()
 
     def reload(self) -> None:
         """Have it read its configuration again."""

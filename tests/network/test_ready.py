@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from modelnet.bus.durability import verify_durability
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, free_port
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, find_program, free_port
 from modelnet.bus.streams import stream_config
 from modelnet.errors import ConnectionFailed
 from modelnet.processes import ChildProcess, StartFailed
@@ -22,6 +24,8 @@ from modelnet.ready import Readiness
 from modelnet.settings import Settings
 from tests.network.stage import Network, fast, until
 from workers.negotiator import Negotiator, make_app
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 async def ask(port: int, path: str = "/ready") -> tuple[int, dict[str, Any]]:
@@ -36,6 +40,21 @@ async def ask(port: int, path: str = "/ready") -> tuple[int, dict[str, Any]]:
 
     status, body = await asyncio.to_thread(get)
     return status, json.loads(body) if path == "/ready" else {}
+
+
+async def healthcheck(port: int) -> int:
+    """Exit code of what compose.yaml asks each process of ours with."""
+    found = re.search(r'\["CMD", "python", "-c", "(.*)"\]', (ROOT / "compose.yaml").read_text())
+    assert found is not None
+    command = found[1].replace(":8088/", f":{port}/")
+    asked = await asyncio.create_subprocess_exec(sys.executable, "-c", command, stderr=asyncio.subprocess.DEVNULL)
+    return await asked.wait()
+
+
+def test_the_server_configuration_of_compose_syncs_always_and_is_valid() -> None:
+    config = ROOT / "compose.power.conf"
+    assert "sync_interval: always" in config.read_text()
+    subprocess.run([find_program("nats-server"), "-c", str(config), "-t"], check=True, capture_output=True)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -63,6 +82,7 @@ async def test_a_process_answers_and_says_what_is_named_and_what_holds(
             "assured": {"streams": True, "NATS sync": None, "Redis": False},
         }
         assert (await ask(port, "/other"))[0] == 404
+        assert await healthcheck(port) == 0
     finally:
         await process.stop()
         await redis.stop()
@@ -87,6 +107,7 @@ async def test_no_process_is_ready_before_a_full_stream_or_without_its_server(tm
             readiness.forget()
             status, said = await ask(port)
             assert (status, said["ready"], said["code"]) == (503, False, "bus_full")
+            assert await healthcheck(port) != 0
             gone = asyncio.Event()
             network.bus._disconnected_cb = set_when_called(gone)
             await server.stop()

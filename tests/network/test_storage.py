@@ -21,6 +21,8 @@ from modelnet.bus.storage import check_storage
 from modelnet.bus.streams import PROBED, probe_subject, setup_bus, stream_config
 from modelnet.errors import BusFull, ConnectionFailed
 from modelnet.guard import StorageGuard
+from modelnet.network import Network as Machine
+from modelnet.network import WorkerProcess
 from modelnet.processes import ChildProcess
 from tests.network.stage import Network, fast, until
 
@@ -56,10 +58,10 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """48 MiB, in memory."""
+    """256 MiB, in memory."""
     path = tmp_path / "disk"
     path.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path)]
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(path)]
     try:
         done = subprocess.run(mounting, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -179,6 +181,27 @@ async def test_a_full_disk_is_found_out_and_mended_by_itself(disk: Disk) -> None
         finals = [await task.final() for task in accepted]
         assert [final.output for final in finals] == [{"n": n} for n in range(20)]
         assert (await (await network.client.submit("echo", {"n": 3})).result()).output == {"n": 3}
+
+
+async def test_up_goes_on_by_itself_after_a_full_disk(disk: Disk) -> None:
+    upper = WorkerProcess("examples/upper.py")
+    async with Machine(data=disk.path, workers=[upper], config=fast("", redis_url="", data=disk.path)) as machine:
+        async with Network(fast(machine.url)) as network:
+
+            async def submit(n: int) -> str:
+                task = await network.client.submit("text.upper", {"text": "x" * 1000}, id=f"t{n}", follow=False)
+                return task.id
+
+            accepted = [await submit(n) for n in range(20)]
+            disk.fill()
+            await becomes(network, "bus_full")
+            assert isinstance(await refused(network, 1), BusFull)
+            disk.empty()
+            await becomes(network, "ready")
+            accepted.append(await submit(21))
+            finals = [await network.client.task(task).final() for task in accepted]
+            assert {final.status for final in finals} == {"completed"}
+        assert [child.restarts for child in machine.processes if child.name != "redis"] == [0, 0, 0]
 
 
 @asynccontextmanager
