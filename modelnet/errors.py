@@ -9,6 +9,10 @@ ModelnetError
 │   └── AuthenticationFailed   the bus refused the credentials
 ├── BusFull                    the task stream is at its bound; try again later
 ├── TooLarge                   a body exceeds what may travel
+├── LedgerAway                 Redis cannot be reached or takes no writes
+├── UnknownAccount             the ledger has no account of this name
+├── NoFunds                    an account does not have what should be taken from it
+├── GrantConflict              a grant of this id was made with another amount
 └── TaskError                  a task did not complete; its Final says why
     ├── TaskFailed             no worker could answer it
     ├── TaskExpired            its deadline passed
@@ -25,14 +29,18 @@ __all__ = [
     "AuthenticationFailed",
     "BusFull",
     "ConnectionFailed",
+    "GrantConflict",
+    "LedgerAway",
     "MalformedInput",
     "ModelnetError",
+    "NoFunds",
     "Reject",
     "TaskCancelled",
     "TaskError",
     "TaskExpired",
     "TaskFailed",
     "TooLarge",
+    "UnknownAccount",
     "UnknownTask",
     "UnknownWorker",
     "UsageError",
@@ -96,6 +104,31 @@ class TooLarge(ModelnetError):
     """Raised by the client for an input, and by a worker for an output, above the limit on bodies."""
 
     code = "too_large"
+
+
+class LedgerAway(ModelnetError):
+    """Raised by the ledger when Redis does not answer or refuses a write. What was asked may have been done or not: ask
+    again, every operation is idempotent."""
+
+    code = "ledger_away"
+
+
+class UnknownAccount(ModelnetError):
+    """Raised by the ledger for an account that was never credited, limited or paid."""
+
+    code = "unknown_account"
+
+
+class NoFunds(ModelnetError):
+    """Raised by the ledger when more should be taken out of an account than it has. Nothing was taken."""
+
+    code = "no_funds"
+
+
+class GrantConflict(ModelnetError):
+    """Raised by the ledger for a grant whose id was used before, with another amount. Nothing was granted."""
+
+    code = "grant_conflict"
 
 
 class TaskError(ModelnetError):
