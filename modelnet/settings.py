@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="", description="Redis. Empty: the network started by `up`.")
     data: Path = Field(default_factory=default_data_dir, description="Data folder of `modelnet up`.")
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
+    free_tenants: bool = Field(
+        default=True, description="Tenants without an account are served for nothing; false: they have no funds."
+    )
     owner: str = Field(default="local", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who owns workers started here.")
     user: str = Field(default="", description="User name for the NATS server.")
     password: str = Field(default="", description="Password for the NATS server.", repr=False)

@@ -181,7 +181,7 @@ async def _redis(settings: Settings) -> Finding:
         advice = "modelnet up starts one; elsewhere set MODELNET_REDIS_URL. Only accounts need it"
         return Finding("redis", False, str(error).splitlines()[0], advice, needed=False)
     finally:
-        await client.aclose()  # type: ignore[attr-defined]
+        await client.aclose()
 
 
 def _version(package: str) -> str:

@@ -114,7 +114,12 @@ class Final(Message):
     output: dict[str, Any] | None = None
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     worker: Identifier | None = None
-    price: Micro | None = Field(default=None, description="Paid, in micro-credits.")
+    owner: Identifier | None = Field(default=None, description="Who owns the worker: to whom the price goes.")
+    price: Micro | None = Field(default=None, description="Price of the accepted output, in micro-credits.")
+    held: Micro | None = Field(
+        default=None,
+        description="Held for the task in the ledger: the price is paid out of it. Null if its tenant is not charged.",
+    )
     attempt: int | None = Field(default=None, ge=1, description="The accepted attempt, or the last one.")
     attempts: int = Field(default=0, ge=0, description="How many were awarded.")
     number: int | None = Field(
