@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, batch, dlq, doctor, network, tasks, trace
 
 __all__ = ["app"]
 
@@ -47,6 +47,10 @@ for command in (
     network.workers,
     network.drain,
     network.capabilities,
+    accounts.account,
+    accounts.accounts,
+    accounts.credit,
+    accounts.limit,
     doctor.doctor,
     doctor.config,
 ):

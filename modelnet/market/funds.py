@@ -29,8 +29,8 @@ class Funds:
 
     @property
     def held(self) -> int | None:
-        """What may be held: from the moment it was asked for, since an answer can be lost."""
-        return None if self._stage == "unasked" else self._amount
+        """What may be held. Also before it was asked for: another negotiator may have, and be gone."""
+        return self._amount
 
     def ask(self, deadline_s: float) -> list[HoldFunds]:
         """Have the money held, unless that was asked for."""

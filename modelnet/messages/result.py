@@ -118,7 +118,7 @@ class Final(Message):
     price: Micro | None = Field(default=None, description="Price of the accepted output, in micro-credits.")
     held: Micro | None = Field(
         default=None,
-        description="Held for the task in the ledger: the price is paid out of it. Null if its tenant is not charged.",
+        description="What may be held for it in the ledger, to pay the price from; null if its tenant is not charged.",
     )
     attempt: int | None = Field(default=None, ge=1, description="The accepted attempt, or the last one.")
     attempts: int = Field(default=0, ge=0, description="How many were awarded.")
