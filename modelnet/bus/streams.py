@@ -15,6 +15,7 @@ from .subjects import BUCKETS, CLASSES
 __all__ = [
     "CATALOGUE",
     "FULL",
+    "LEDGER_CONSUMER",
     "PROBED",
     "STREAMS",
     "TASK_CONSUMERS",
@@ -49,6 +50,11 @@ def task_consumer(priority_class: int, bucket: int) -> str:
     """Name of the durable consumer that all negotiators pull from for a class and bucket."""
     return f"negotiators-{priority_class}-{bucket}"
 
+
+LEDGER_CONSUMER = "ledger"
+"""Durable consumer of JOURNAL's Finals, that all ledger workers pull from."""
+
+LEDGER_ACK_WAIT_S = 30.0
 
 STREAMS: dict[str, dict[str, Any]] = {
     "TASKS": {
@@ -180,9 +186,25 @@ async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int
             "max_ack_pending": -1,
             "max_deliver": -1,
         }
-        reply = await _api(nc, f"CONSUMER.DURABLE.CREATE.TASKS.{name}", {"stream_name": "TASKS", "config": consumer})
-        if reply:
-            raise ConnectionFailed(f"consumer {name} cannot be made: {reply.get('description')}")
+        await _make_consumer(nc, "TASKS", consumer)
+    ledger = {
+        "durable_name": LEDGER_CONSUMER,
+        "filter_subject": "journal.*.*.final",
+        "ack_policy": "explicit",
+        "ack_wait": int(LEDGER_ACK_WAIT_S * _S),
+        "max_ack_pending": 10_000,
+        "max_deliver": -1,
+        # Whether a Final is of any interest stands in its headers: most are not, and may be large.
+        "headers_only": True,
+    }
+    await _make_consumer(nc, "JOURNAL", ledger)
+
+
+async def _make_consumer(nc: Client, stream: str, config: dict[str, Any]) -> None:
+    name = config["durable_name"]
+    reply = await _api(nc, f"CONSUMER.DURABLE.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
+    if reply:
+        raise ConnectionFailed(f"consumer {name} cannot be made: {reply.get('description')}")
 
 
 async def _replicas(nc: Client, stream: str) -> int:

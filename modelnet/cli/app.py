@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import backup, batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, backup, batch, dlq, doctor, network, tasks, trace
 
 __all__ = ["app"]
 
@@ -49,6 +49,10 @@ for command in (
     network.capabilities,
     backup.backup,
     backup.restore,
+    accounts.account,
+    accounts.accounts,
+    accounts.credit,
+    accounts.limit,
     doctor.doctor,
     doctor.config,
 ):

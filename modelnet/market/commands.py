@@ -15,6 +15,7 @@ __all__ = [
     "Command",
     "Finished",
     "Hold",
+    "HoldFunds",
     "ReadStream",
     "Recall",
     "Record",
@@ -22,10 +23,12 @@ __all__ = [
     "StartTimer",
     "Streamed",
     "Timer",
+    "WaitingReason",
     "Write",
 ]
 
-Timer = Literal["window", "award", "notice", "deadline", "retry"]
+WaitingReason = Literal["no_worker", "busy", "no_bids", "ledger_away"]
+Timer = Literal["window", "award", "notice", "deadline", "retry", "funds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,16 @@ class AskForBids:
     """Publish the request to the capability's subject."""
 
     request: BidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class HoldFunds:
+    """Set the tenant's money aside, until the deadline at least; then `on_held`, or `on_ledger_away`."""
+
+    amount: int
+    """In micro-credits."""
+    deadline_s: float
+    """From now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +122,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Nobody can take the task now: call `wake` when capacity may be there, or give the task back to the stream."""
+    """The task waits: call `wake` when capacity may be there, or give it back to the stream. One that waits for the
+    ledger goes on by a timer of its own."""
 
-    reason: Literal["no_worker", "busy", "no_bids"]
+    reason: WaitingReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,7 @@ class Abandon:
 
 Command = (
     AskForBids
+    | HoldFunds
     | StartTimer
     | Write
     | SendAward
