@@ -7,6 +7,8 @@ from typing import Literal
 
 from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
 
+from .records import Outcome
+
 __all__ = [
     "Abandon",
     "AskForBids",
@@ -15,6 +17,7 @@ __all__ = [
     "Command",
     "Finished",
     "Hold",
+    "Learn",
     "ReadStream",
     "Recall",
     "Record",
@@ -33,6 +36,13 @@ class AskForBids:
     """Publish the request to the capability's subject."""
 
     request: BidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """What was verified of a worker: keep it in the track records."""
+
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ Command = (
     | ReadStream
     | Bury
     | Record
+    | Learn
     | Hold
     | Finished
     | Abandon
