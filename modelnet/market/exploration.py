@@ -9,6 +9,7 @@ recomputes.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ from modelnet.messages import ScoredBid
 from .reputation import BOUND, ESTABLISHED
 from .scoring import SCORE_FLOOR, Terms, uniform, value_of
 
-__all__ = ["OWNER_SHARE", "SHARE", "pick", "shortlist"]
+__all__ = ["OWNER_SHARE", "SHARE", "Standing", "pick", "places"]
 
 SHARE = 0.05
 """Of the auctions that an established worker would win, those in which a newcomer is tried."""
@@ -61,16 +62,46 @@ def pick(auction: str, terms: Terms, ranking: Sequence[ScoredBid], posted: Mappi
     return best
 
 
-def shortlist(auction: str, ranked: Sequence[str], *, most: int = BOUND_ASKED, explored: int = EXPLORED) -> list[str]:
-    """Whom to ask where more could answer than can be asked: the first of `ranked`, who stand in order of their
-    standing offers, and some drawn from the others. The cost does not grow with the number of workers."""
-    if len(ranked) <= most:
-        return list(ranked)
+def places(auction: str, count: int, *, most: int = BOUND_ASKED, explored: int = EXPLORED) -> list[int]:
+    """Which of `count` workers to ask, who stand in order of their standing offers, where more could answer than can be
+    asked: the first, and some drawn from the others. The cost does not grow with the number of workers."""
+    if count <= most:
+        return list(range(count))
     best = most - explored
-    others = len(ranked) - best
+    others = count - best
     # Floyd's sample without replacement (Bentley & Floyd, CACM 30, 1987): each set is equally likely.
     chosen: dict[int, None] = {}
     for last in range(others - explored, others):
         drawn = int(uniform("ask", auction, str(last)) * (last + 1))
         chosen[last if drawn in chosen else drawn] = None
-    return [*ranked[:best], *(ranked[best + index] for index in chosen)]
+    return [*range(best), *(best + index for index in chosen)]
+
+
+class Standing:
+    """The workers of one capability in order of what their standing offers are worth to a typical task, best first."""
+
+    def __init__(self) -> None:
+        self._order: list[tuple[float, str]] = []
+        self._worth: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def put(self, worker: str, worth: float) -> None:
+        """Note a worker's offer: its score V - p for a typical task, in micro-credits. The last one counts."""
+        if self._worth.get(worker) == -worth:
+            return
+        self.drop(worker)
+        self._worth[worker] = -worth
+        insort(self._order, (-worth, worker))
+
+    def drop(self, worker: str) -> None:
+        """Forget a worker that left or has no free slot."""
+        worth = self._worth.pop(worker, None)
+        if worth is not None:
+            del self._order[bisect_left(self._order, (worth, worker))]
+
+    def shortlist(self, auction: str, *, most: int = BOUND_ASKED, explored: int = EXPLORED) -> list[str]:
+        """Whom to ask."""
+        order = self._order
+        return [order[place][1] for place in places(auction, len(order), most=most, explored=explored)]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from modelnet.market import Terms, rank
-from modelnet.market.exploration import BOUND_ASKED, EXPLORED, OWNER_SHARE, SHARE, pick, shortlist
+from modelnet.market.exploration import BOUND_ASKED, EXPLORED, OWNER_SHARE, SHARE, Standing, pick, places
 from modelnet.market.scoring import Offered
 from modelnet.messages import Bid, ScoredBid
 
@@ -75,23 +75,40 @@ def test_the_more_promising_is_tried_more_often() -> None:
     assert good > 0.75 * sum(found.values())
 
 
+def standing(count: int) -> Standing:
+    """Workers w0, w1, …, the best first."""
+    found = Standing()
+    for n in reversed(range(count)):
+        found.put(f"w{n}", 1000.0 - n)
+    return found
+
+
 def test_a_small_market_is_asked_whole() -> None:
-    assert shortlist("a", [f"w{n}" for n in range(BOUND_ASKED)]) == [f"w{n}" for n in range(BOUND_ASKED)]
+    assert standing(BOUND_ASKED).shortlist("a") == [f"w{n}" for n in range(BOUND_ASKED)]
+    assert places("a", 0) == []
 
 
 def test_in_a_large_market_the_best_are_asked_and_some_others_alike() -> None:
-    workers = [f"w{n}" for n in range(100)]
-    asked = Counter[str]()
+    large, asked = standing(100), Counter[str]()
     for n in range(5000):
-        found = shortlist(f"auction{n}", workers)
+        found = large.shortlist(f"auction{n}")
         assert len(found) == len(set(found)) == BOUND_ASKED
         asked.update(found)
     best = BOUND_ASKED - EXPLORED
-    assert all(asked[worker] == 5000 for worker in workers[:best])
+    assert all(asked[f"w{n}"] == 5000 for n in range(best))
     expected = 5000 * EXPLORED / (100 - best)
-    assert all(0.7 * expected < asked[worker] < 1.3 * expected for worker in workers[best:])
+    assert all(0.7 * expected < asked[f"w{n}"] < 1.3 * expected for n in range(best, 100))
 
 
 def test_the_same_auction_asks_the_same() -> None:
-    workers = [f"w{n}" for n in range(1000)]
-    assert shortlist("a", workers) == shortlist("a", workers) != shortlist("b", workers)
+    assert places("a", 1000) == places("a", 1000) != places("b", 1000)
+
+
+def test_offers_change_and_workers_leave() -> None:
+    found = standing(5)
+    found.put("w4", 2000.0)
+    found.drop("w0")
+    found.drop("w0")
+    found.put("w1", 999.0)
+    assert found.shortlist("a") == ["w4", "w1", "w2", "w3"]
+    assert len(found) == 4
