@@ -34,7 +34,18 @@ from modelnet.bus.takeover import ask_worker, read_streamed
 from modelnet.contracts import check, compile_schema, features_of
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge, UsageError
 from modelnet.log import setup_logging
-from modelnet.market import Candidate, Directory, Line, Negotiation, Pace, Place, Policy, ReferencePrices, State
+from modelnet.market import (
+    Candidate,
+    Directory,
+    Line,
+    Negotiation,
+    Pace,
+    Place,
+    Policy,
+    ReferencePrices,
+    State,
+    TrackRecords,
+)
 from modelnet.market import commands as cmd
 from modelnet.messages import (
     AdoptAttempt,
@@ -140,7 +151,10 @@ class Negotiator:
             award_timeout_s=config.award_timeout_ms / 1e3,
             max_attempts=config.max_attempts,
         )
-        self._directory = Directory(lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic())
+        self._track = TrackRecords()
+        self._directory = Directory(
+            lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
+        )
         self._prices = ReferencePrices()
         self._clock = ServerClock()
         self._held: dict[tuple[str, str], _Held] = {}
@@ -476,6 +490,7 @@ class Negotiator:
             new_id=new_id,
             find=find,
             prices=self._prices,
+            records=self._track,
             now=now,
             age_s=self._age_s(msg),
             journal=entries,
@@ -785,6 +800,8 @@ class Negotiator:
                 case cmd.Record(transcript):
                     self._by_auction.pop(transcript.auction, None)
                     await self._record(transcript.auction, subjects.audit(task.tenant, task.id), transcript.encode())
+                case cmd.Learn(outcome):
+                    self._track.learn(outcome, time.monotonic())
                 case cmd.CancelWork(worker, attempt, auction):
                     order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
                     body = order.encode()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, backup, batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, tasks, trace
 
 __all__ = ["app"]
 
@@ -42,6 +42,7 @@ for command in (
     tasks.cancel,
     tasks.tasks,
     trace.trace,
+    audit.audit,
     batch.batch,
     network.work,
     network.workers,

@@ -7,6 +7,8 @@ from typing import Literal
 
 from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
 
+from .records import Outcome
+
 __all__ = [
     "Abandon",
     "AskForBids",
@@ -16,6 +18,7 @@ __all__ = [
     "Finished",
     "Hold",
     "HoldFunds",
+    "Learn",
     "ReadStream",
     "Recall",
     "Record",
@@ -46,6 +49,13 @@ class HoldFunds:
     """In micro-credits."""
     deadline_s: float
     """From now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """What was verified of a worker: keep it in the track records."""
+
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,7 @@ Command = (
     | ReadStream
     | Bury
     | Record
+    | Learn
     | Hold
     | Finished
     | Abandon

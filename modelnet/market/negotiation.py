@@ -47,6 +47,7 @@ from .commands import (
     Command,
     Finished,
     Hold,
+    Learn,
     ReadStream,
     Recall,
     Record,
@@ -59,7 +60,9 @@ from .commands import (
 from .directory import Candidate
 from .funds import Funds
 from .journal_writer import JournalWriter
+from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
+from .reputation import Source
 
 __all__ = ["Negotiation", "Policy", "State"]
 
@@ -110,7 +113,12 @@ class _Attempt:
     auction: str | None
     contract: str | None
     continues: bool
+    awarded_at: float = 0.0
     confirmed_at: float | None = None
+    claimed_ms: tuple[float, float] | None = None
+    """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
+    usual_price: int | None = None
+    load: int = 0
 
 
 class Negotiation:
@@ -126,6 +134,7 @@ class Negotiation:
         new_id: Callable[[], str],
         find: Callable[[frozenset[str]], tuple[list[Candidate], bool]],
         prices: ReferencePrices,
+        records: TrackRecords | None = None,
         now: float,
         age_s: float,
         journal: Sequence[tuple[int, JournalEntry | None]] = (),
@@ -144,6 +153,7 @@ class Negotiation:
         self._new_id = new_id
         self._find = find
         self._prices = prices
+        self._records = records
         self._submitted_at = now - age_s
         self._deadline = self._submitted_at + task.deadline_s
         self._opened_at: float | None = None
@@ -325,7 +335,7 @@ class Negotiation:
         self._bids_taken += len(auction.bids)
         if not auction.bids:
             return self._wait("busy" if auction.refused else "no_bids")
-        auction.close(self.task, self._deadline - now, self._prices)
+        auction.close(self.task, self._deadline - now, self._prices, self._records)
         transcript = auction.transcript(
             self.task, negotiator=self._negotiator, attempt=self._attempts + 1, closed_by=closed_by, now=now
         )
@@ -344,8 +354,19 @@ class Negotiation:
         self._attempts += 1
         if not winner.continues:
             self._streamed = Streamed()  # void from here on, also for whoever comes after
+        bid = self._auction.bid_of(winner.worker)
         self._attempt = attempt = _Attempt(
-            self._attempts, winner.worker, winner.owner, price, self._auction.id, winner.contract, winner.continues
+            self._attempts,
+            winner.worker,
+            winner.owner,
+            price,
+            self._auction.id,
+            winner.contract,
+            winner.continues,
+            awarded_at=now,
+            claimed_ms=(bid.p50_ms, bid.p90_ms),
+            usual_price=self._auction.usual_price(winner.worker),
+            load=winner.load,
         )
         self.state = State.AWARDING
         entry = Awarded.model_construct(
@@ -424,7 +445,7 @@ class Negotiation:
         if self.state is State.AWARDING:
             self._confirm(current, now)
         if done.error is None and violation is None:
-            return self._finish("completed", now, None, done)
+            return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
         if done.error is not None and done.error.code == HANDED_ON:
             return self._read_stream(now)
         error = done.error or ErrorInfo(code="bad_output", message=f"{current.worker}: {violation}"[:4096])
@@ -432,12 +453,13 @@ class Negotiation:
         self._errors += 1
         self._last_error, self._last_attempt = error, current
         retryable = violation is not None or done.retryable
-        if not retryable:
+        if not retryable:  # the input's fault as likely as the worker's
             return self._finish("failed", now, error, done)
+        learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
-            return [*self._bury(), *self._finish("failed", now, error, done)]
+            return [*self._bury(), *self._finish("failed", now, error, done), *learned]
         current.continues &= violation is None  # nobody should go on behind what is no answer
-        return self._read_stream(now)
+        return [*self._read_stream(now), *learned]
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker's beats are missing."""
@@ -455,13 +477,33 @@ class Negotiation:
         attempt = self._attempt
         assert attempt is not None
         self._last_error, self._last_attempt = ErrorInfo(code="worker_lost", message=message), attempt
+        learned = self._learn(attempt, "lost", False, now)
         if attempt.confirmed_at is None:
             self._silent.append(attempt.worker)
         else:
             self._lost.append(attempt.worker)
         if len(self._lost) >= self._policy.max_lost:
-            return self._give_up(now)
-        return self._read_stream(now)
+            return [*self._give_up(now), *learned]
+        return [*self._read_stream(now), *learned]
+
+    def _learn(self, attempt: _Attempt, source: Source, passed: bool, now: float) -> list[Command]:
+        """What is now verified of an attempt's worker. Only a whole answer tells how long one takes, or a time-out that
+        it takes longer."""
+        timed = attempt.claimed_ms is not None and (passed or source == "timeout")
+        outcome = Outcome(
+            worker=attempt.worker,
+            capability=self.task.capability,
+            task=self.task.id,
+            attempt=attempt.number,
+            source=source,
+            passed=passed,
+            price=attempt.price,
+            usual_price=attempt.usual_price,
+            claimed_ms=attempt.claimed_ms if timed else None,
+            actual_ms=(now - attempt.awarded_at) * 1e3,
+            load=attempt.load,
+        )
+        return [Learn(outcome)]
 
     def _give_up(self, now: float) -> list[Command]:
         """Too many workers have vanished."""
@@ -522,7 +564,12 @@ class Negotiation:
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):
             return self.on_award_reply(self._attempt.number, None, now)
         if timer == "deadline" and self.state not in (State.FINISHING, State.DONE):
-            return [*self._stop_work(), *self._expire(now)]
+            late = self._attempt if self.state is State.RUNNING else None
+            commands = [*self._stop_work(), *self._expire(now)]
+            # It had the time that it had asked for: else the deadline was too near, which is nobody's fault.
+            if late is not None and late.claimed_ms is not None and now - late.awarded_at > late.claimed_ms[1] / 1e3:
+                commands += self._learn(late, "timeout", False, now)
+            return commands
         if timer == "notice" and self.state is State.WAITING:
             reason = self._waiting_reason
             if reason is not None and reason != self._told_waiting:

@@ -1,0 +1,91 @@
+"""Calibration: claims of time, corrected by what tasks did take."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import NormalDist
+
+import pytest
+
+from modelnet.market import Calibration
+from modelnet.market.calibration import LOADS, load_class, pinball
+
+Z90 = NormalDist().inv_cdf(0.9)
+
+
+def played(
+    tasks: int, *, claim: float = 1.0, claimed_spread: float = 0.3, spread: float = 0.3, seed: int = 0
+) -> Calibration:
+    """A worker whose claimed medians are `claim` times the true ones."""
+    chance, found = random.Random(seed), Calibration()
+    for _ in range(tasks):
+        median = chance.uniform(100, 10_000)
+        p50 = claim * median
+        actual = median * math.exp(spread * chance.gauss(0, 1))
+        found = found.after(p50, p50 * math.exp(Z90 * claimed_spread), 0, actual)
+    return found
+
+
+def test_a_claim_is_believed_as_long_as_nothing_is_known() -> None:
+    assert Calibration().correct(100, 200, 0) == (100, 200)
+    assert Calibration().correct(100, 50, 0) == (100, 100)
+    assert Calibration().coverage is None
+
+
+@pytest.mark.parametrize("claim", [0.25, 0.5, 1.0, 2.0, 4.0])
+def test_a_constant_lie_is_taken_back(claim: float) -> None:
+    found = played(20, claim=claim)
+    assert found.bias == pytest.approx(1 / claim, rel=0.25)
+    medians = [played(200, claim=claim, seed=seed).correct(claim * 1000, claim * 1500, 0)[0] for seed in range(20)]
+    assert sum(medians) / len(medians) == pytest.approx(1000, rel=0.05)
+
+
+@pytest.mark.parametrize("claimed_spread", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("claim", [0.5, 1.0, 3.0])
+def test_nine_in_ten_end_within_the_corrected_90th_percentile(claim: float, claimed_spread: float) -> None:
+    tasks = covered = 0
+    for seed in range(10):  # after its first hundred tasks
+        early, late = (played(count, claim=claim, claimed_spread=claimed_spread, seed=seed) for count in (100, 400))
+        tasks += late.overall.count - early.overall.count
+        covered += late.covered - early.covered
+    assert covered / tasks == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_claim_is_corrected_by_what_is_known_at_its_load() -> None:
+    found = Calibration()
+    for _ in range(50):
+        found = found.after(100, 120, 0, 100).after(100, 120, LOADS - 1, 400)
+    assert found.correct(100, 120, 0)[0] < 150 < 300 < found.correct(100, 120, LOADS - 1)[0]
+    assert 150 < found.correct(100, 120, 1)[0] < 300  # never seen: as over all
+
+
+def test_it_follows_a_worker_that_changes() -> None:
+    found = played(500)
+    for _ in range(100):
+        found = found.after(100, 150, 0, 300)
+    assert found.correct(100, 150, 0)[0] == pytest.approx(300, rel=0.15)
+
+
+def test_honest_claims_lose_less() -> None:
+    honest, liar, vague = played(500), played(500, claim=0.5), played(500, claimed_spread=2.0)
+    assert honest.loss_claim < min(liar.loss_claim, vague.loss_claim)
+    assert liar.loss == pytest.approx(honest.loss, rel=0.2)  # what is reckoned with is as good
+
+
+def test_the_pinball_loss_is_least_at_the_quantile() -> None:
+    times = [math.exp(NormalDist(5, 0.5).inv_cdf((n + 0.5) / 2000)) for n in range(2000)]
+    true = math.exp(5 + 0.5 * Z90)
+    losses = {share: sum(pinball(0.9, true * share, time) for time in times) for share in (0.7, 0.9, 1.0, 1.1, 1.4)}
+    assert min(losses, key=lambda share: losses[share]) == 1.0
+    assert pinball(0.5, 10, 10) == 0
+
+
+@pytest.mark.parametrize(("running", "expected"), [(-1, 0), (0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (500, 3)])
+def test_classes_of_load(running: int, expected: int) -> None:
+    assert load_class(running) == expected
+
+
+def test_absurd_times_stay_finite() -> None:
+    found = Calibration().after(1e-9, 1e12, 0, 1e15).after(1e12, 1e12, 3, 0.0)
+    assert all(math.isfinite(time) and time > 0 for time in found.correct(1e-9, 1e12, 0))
