@@ -54,7 +54,7 @@ class EmbeddedNats(ChildProcess):
 
 
 class EmbeddedRedis(ChildProcess):
-    """redis-server that appends every write to a file in `data` and syncs it each second."""
+    """redis-server that has every write on the disk, in a file in `data`, before it answers."""
 
     def __init__(
         self, data: Path, *, port: int | None = None, log_dir: Path | None = None, pass_fds: Sequence[int] = ()
@@ -62,7 +62,8 @@ class EmbeddedRedis(ChildProcess):
         self.port = free_port(port)
         data.mkdir(parents=True, exist_ok=True)
         command = [find_program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data)]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        # Not `everysec`: while its sync runs, writes are answered before they are in the file, and a kill -9 loses them.
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         super().__init__(
             "redis", command, log_dir=log_dir or data, ready=b"eady to accept connections", pass_fds=pass_fds
         )
