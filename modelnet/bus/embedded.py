@@ -62,7 +62,7 @@ class EmbeddedRedis(ChildProcess):
         self.port = free_port(port)
         data.mkdir(parents=True, exist_ok=True)
         command = [find_program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data)]
-        # Not `everysec`: while its sync runs, writes are answered before they are in the file, and a kill -9 loses them.
+        # Not `everysec`: writes that come while it syncs are answered before they are in the file: kill -9 loses them.
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         super().__init__(
             "redis", command, log_dir=log_dir or data, ready=b"eady to accept connections", pass_fds=pass_fds
