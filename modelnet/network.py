@@ -173,14 +173,13 @@ class Network:
     async def _start_servers(self, logs: Path) -> None:
         ports = self._read(_PORTS_FILE)
         held = () if self._lock is None else (self._lock,)
-        sync_always = self._config.durability == "power"
         if not self.url:
             nats = EmbeddedNats(
                 self.data / "nats",
                 port=ports.get("nats"),
                 log_dir=logs,
                 pass_fds=held,
-                sync_always=sync_always,
+                sync_always=self._config.durability == "power",
                 monitored=True,
             )
             self._servers.append(nats)
@@ -188,9 +187,7 @@ class Network:
             self.monitor_url = nats.monitor_url
             self._guard = StorageGuard(nats, self._config)
         if not self.redis_url:
-            redis = EmbeddedRedis(
-                self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held, sync_always=sync_always
-            )
+            redis = EmbeddedRedis(self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held)
             self._servers.append(redis)
             self.redis_url, ports["redis"] = redis.url, redis.port
         self._write(_PORTS_FILE, ports)

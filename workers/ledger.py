@@ -35,7 +35,7 @@ log = structlog.get_logger("ledger")
 
 SWEEP_S = 30.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0)
-"""Pauses before Redis or the streams are asked again; the last one for ever. Below the consumer's ack wait."""
+"""Pauses before Redis or the streams are asked again; the last one for ever."""
 
 
 class LedgerWorker:
@@ -63,9 +63,11 @@ class LedgerWorker:
 
     async def stop(self) -> None:
         """Give back what is not settled; another worker gets it at once."""
-        for job in self._jobs:
-            job.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        running = set(self._jobs)
+        while running:  # more than once: before Python 3.12 wait_for, in nats-py, swallows one that meets its answer
+            for job in running:
+                job.cancel()
+            _, running = await asyncio.wait(running, timeout=0.2)
         if self._pull is not None:
             await self._pull.stop()
         for reply in self._in_hand:

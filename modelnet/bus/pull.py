@@ -53,8 +53,10 @@ class Pull:
         while not self._arrived:
             self._news.clear()
             await self._ask()
+            # Not wait_for: until Python 3.12 it could swallow the cancellation that ends this loop.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._news.wait()
         taken, self._arrived = self._arrived, []
         return taken
 

@@ -54,8 +54,6 @@ def task_consumer(priority_class: int, bucket: int) -> str:
 LEDGER_CONSUMER = "ledger"
 """Durable consumer of JOURNAL's Finals, that all ledger workers pull from."""
 
-LEDGER_ACK_WAIT_S = 30.0
-
 STREAMS: dict[str, dict[str, Any]] = {
     "TASKS": {
         # Named one by one: a task of any other class would be stored, but no consumer would ever take it.
@@ -150,7 +148,7 @@ def stream_config(name: str, *, replicas: int = 1) -> dict[str, Any]:
 async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int = 1) -> None:
     """Make every stream and consumer as described here, or bring it up to the description. Idempotent.
 
-    `ack_wait_s`: a negotiator silent for this long has lost its tasks to another.
+    `ack_wait_s`: a negotiator silent for this long has lost its tasks to another, a ledger worker its Finals.
     `replicas`: servers that hold each stream; a stream that has more keeps them.
 
     Raises `ConnectionFailed` where the server has no JetStream or refuses.
@@ -191,7 +189,7 @@ async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int
         "durable_name": LEDGER_CONSUMER,
         "filter_subject": "journal.*.*.final",
         "ack_policy": "explicit",
-        "ack_wait": int(LEDGER_ACK_WAIT_S * _S),
+        "ack_wait": int(ack_wait_s * _S),
         "max_ack_pending": 10_000,
         "max_deliver": -1,
         # Whether a Final is of any interest stands in its headers: most are not, and may be large.

@@ -298,6 +298,25 @@ async def test_a_killed_redis_has_lost_nothing_when_it_is_back(tmp_path: Path) -
     await second.stop()
 
 
+async def test_what_redis_has_answered_survives_a_kill_that_comes_at_once(tmp_path: Path) -> None:
+    """With `appendfsync everysec` a write that comes while another is synced is answered before it is in the file."""
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    for n in range(1, 6):
+        async with Ledger(server.url) as ledger:
+            for step in range(3):
+                await ledger.grant("t", 10, f"{n}-{step}")
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            await server.stop()
+            server = EmbeddedRedis(tmp_path, port=server.port)
+            await server.start()
+            assert standing(await ledger.books()) == {"t": (30 * n, 0)}
+    async with Redis.from_url(server.url) as redis:
+        assert (await redis.config_get("appendfsync"))["appendfsync"] == "always"
+    await server.stop()
+
+
 async def test_a_password_is_not_shown() -> None:
     async with Ledger("redis://:secret@127.0.0.1:1/0") as ledger:
         with pytest.raises(LedgerAway, match=r"^(?!.*secret).*127\.0\.0\.1:1/0") as away:
