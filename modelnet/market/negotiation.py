@@ -460,6 +460,7 @@ class Negotiation:
             claimed_ms=attempt.claimed_ms if timed else None,
             actual_ms=(now - attempt.awarded_at) * 1e3,
             load=attempt.load,
+            tenant=self.task.tenant,
         )
         return [Learn(outcome)]
 
