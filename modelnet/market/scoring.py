@@ -167,8 +167,8 @@ _FIELDS = set(ScoredBid.model_fields)
 
 
 def _scored(fields: dict[str, object]) -> ScoredBid:
-    """What `ScoredBid.model_construct` makes where every field is given. Its search for aliases and defaults took a third
-    of an auction's time."""
+    """What `ScoredBid.model_construct` makes where every field is given. Its search for aliases and defaults took a
+    third of an auction's time."""
     made = ScoredBid.__new__(ScoredBid)
     object.__setattr__(made, "__dict__", fields)
     object.__setattr__(made, "__pydantic_fields_set__", _FIELDS)
