@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
 
 __all__ = ["app"]
 
@@ -43,6 +43,7 @@ for command in (
     tasks.tasks,
     trace.trace,
     audit.audit,
+    reputation.reputation,
     batch.batch,
     network.work,
     network.workers,

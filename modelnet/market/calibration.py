@@ -31,8 +31,13 @@ _SPREAD_PRIOR = 8.0
 _UNLEARNED = 1.0
 """An unbiased claim counts as so many outcomes."""
 
-_WILDEST = 6.0
-"""Largest |ln(actual / claimed)| that is believed: a factor of 400."""
+_SURPRISE = 1.5
+"""Most that one outcome counts for, off what was expected: a factor of 4.5. A machine that stood still for a minute
+must not be taken for a slow one."""
+
+_WIDEST = 1.2
+"""Largest deviation that is reckoned with, unless the worker claims a larger one: a 90th percentile of 4.7 medians.
+Times of two kinds look wider, and a log-normal that wide would fear a lateness that never comes."""
 
 _Z90 = NormalDist().inv_cdf(0.9)
 
@@ -50,7 +55,8 @@ def pinball(level: float, claimed_ms: float, actual_ms: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Mean and variance of ln(actual / claimed median), the last `MEMORY` outcomes weighing most."""
+    """Mean and variance of ln(actual / claimed median); the last `MEMORY` outcomes weigh most, and none too much (as
+    Huber's estimator has it, Annals of Mathematical Statistics 35, 1964)."""
 
     count: int = 0
     bias: float = 0.0
@@ -59,7 +65,7 @@ class Cell:
     def after(self, error: float) -> Cell:
         """With one more outcome (West's incremental mean and variance, with a floor under the newest's weight)."""
         share = max(1 / (self.count + 1), 1 / MEMORY)
-        off = error - self.bias
+        off = min(max(error - self.bias, -_SURPRISE), _SURPRISE)
         return Cell(self.count + 1, self.bias + share * off, (1 - share) * (self.variance + share * off * off))
 
 
@@ -90,7 +96,7 @@ class Calibration:
         prior = _SPREAD_PRIOR * _SPREAD_PRIOR / (_SPREAD_PRIOR + count)
         variance = (count * overall.variance + prior * claimed**2) / (count + prior)
         # What is predicted is a draw around a mean that is itself estimated, as is the variance.
-        deviation = math.sqrt(variance * (1 + 2 / min(count, MEMORY)))
+        deviation = min(math.sqrt(variance * (1 + 2 / min(count, MEMORY))), max(_WIDEST, claimed))
         median = p50_ms * math.exp(bias)
         return median, median * math.exp(_Z90 * deviation)
 
@@ -98,7 +104,6 @@ class Calibration:
         """With one more task that took `actual_ms` where those quantiles had been claimed."""
         actual_ms = max(actual_ms, 1e-3)
         error = math.log(actual_ms / p50_ms)
-        error = min(max(error, -_WILDEST), _WILDEST)
         median, high = self.correct(p50_ms, p90_ms, load)
         share = 1 / (self.overall.count + 1)
         loss = (pinball(0.5, median, actual_ms) + pinball(0.9, high, actual_ms)) / 2

@@ -457,9 +457,9 @@ class Negotiation:
             return self._finish("failed", now, error, done)
         learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
-            return [*self._bury(), *self._finish("failed", now, error, done), *learned]
+            return [*learned, *self._bury(), *self._finish("failed", now, error, done)]
         current.continues &= violation is None  # nobody should go on behind what is no answer
-        return [*self._read_stream(now), *learned]
+        return [*learned, *self._read_stream(now)]
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker's beats are missing."""
@@ -483,8 +483,8 @@ class Negotiation:
         else:
             self._lost.append(attempt.worker)
         if len(self._lost) >= self._policy.max_lost:
-            return [*self._give_up(now), *learned]
-        return [*self._read_stream(now), *learned]
+            return [*learned, *self._give_up(now)]
+        return [*learned, *self._read_stream(now)]
 
     def _learn(self, attempt: _Attempt, source: Source, passed: bool, now: float) -> list[Command]:
         """What is now verified of an attempt's worker. Only a whole answer tells how long one takes, or a time-out that
@@ -502,6 +502,7 @@ class Negotiation:
             claimed_ms=attempt.claimed_ms if timed else None,
             actual_ms=(now - attempt.awarded_at) * 1e3,
             load=attempt.load,
+            tenant=self.task.tenant,
         )
         return [Learn(outcome)]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from .calibration import Calibration
+from .calibration import Calibration, Cell
 from .reputation import Estimate, Reputation, Source, outcome_weight
 
 __all__ = ["Outcome", "TrackRecord", "TrackRecords"]
@@ -33,6 +34,8 @@ class Outcome:
     actual_ms: float = 0.0
     load: int = 0
     """Class of its load when it bid."""
+    tenant: str = ""
+    """Whose task it was: ids are unique for each tenant."""
 
     @property
     def weight(self) -> float:
@@ -54,6 +57,21 @@ class TrackRecord:
             return record
         learned = self.calibration.after(*outcome.claimed_ms, outcome.load, outcome.actual_ms)
         return replace(record, calibration=learned)
+
+    def encode(self) -> str:
+        """As JSON, to be kept elsewhere."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> TrackRecord:
+        """The record in `text`; raises `ValueError`."""
+        try:
+            kept = json.loads(text)
+            calibration = kept["calibration"]
+            cells = {"overall": Cell(**calibration["overall"]), "loads": tuple(Cell(**c) for c in calibration["loads"])}
+            return cls(Reputation(**kept["reputation"]), Calibration(**(calibration | cells)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no track record: {error}") from None
 
 
 _UNKNOWN = TrackRecord()

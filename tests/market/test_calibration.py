@@ -86,6 +86,24 @@ def test_classes_of_load(running: int, expected: int) -> None:
     assert load_class(running) == expected
 
 
+def test_one_outcome_is_no_reason_to_give_a_worker_up() -> None:
+    """It was frozen for a while: nobody would give it the task that could show it."""
+    found = Calibration().after(100, 150, 0, 60_000)
+    assert found.correct(100, 150, 0)[0] < 250
+    for _ in range(5):
+        found = found.after(100, 150, 0, 100)
+    assert found.correct(100, 150, 0)[0] < 130
+
+
+def test_times_of_two_kinds_are_not_feared_for_ever() -> None:
+    found = Calibration()
+    for _ in range(20):
+        found = found.after(700, 1000, 0, 4000).after(700, 1000, 0, 2)
+    p50, p90 = found.correct(700, 1000, 0)
+    assert p90 / p50 < 5
+    assert found.correct(700, 70_000, 0)[1] > 5 * p50  # unless it says so itself
+
+
 def test_absurd_times_stay_finite() -> None:
     found = Calibration().after(1e-9, 1e12, 0, 1e15).after(1e12, 1e12, 3, 0.0)
     assert all(math.isfinite(time) and time > 0 for time in found.correct(1e-9, 1e12, 0))

@@ -20,8 +20,8 @@ from modelnet.market.auction import Auction
 from modelnet.messages import Bid, Task
 
 CAPABILITY = "a.b"
-LEARNING = 40
-"""Tasks before gains are counted: the time in which claims are calibrated."""
+LEARNING = 100
+"""Tasks of the market before gains are counted: about twenty of the liar's own, in which its claims are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Bidder:
     """Whether it has a history when the game begins."""
 
 
-def gain_of(liar: str, bidders: Sequence[Bidder], *, tasks: int = 1000, seed: int = 0) -> tuple[float, int]:
+def gain_of(liar: str, bidders: Sequence[Bidder], *, tasks: int = 1100, seed: int = 0) -> tuple[float, int]:
     """What one of them is paid above its cost over all tasks but the first, and how many it won of them."""
     chance = random.Random(seed)
     records, prices = TrackRecords(), ReferencePrices()
