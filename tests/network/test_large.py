@@ -131,7 +131,7 @@ async def test_an_object_that_is_gone_or_another_is_told_clearly(network: Networ
     endless = reference.model_copy(update={"chunks": 10**12})
     with pytest.raises(ObjectLost, match="never stored whole"):
         await asyncio.wait_for(objects.get(network.bus, endless, limit=64 * MIB), PATIENCE_S)
-    for token in ("1", "0", "2", "one", "9" * 5000):
+    for token in ("1", "0", "2", "one", "9" * 50):
         await network.bus.publish(f"body.{other.name}.{token}", b"an intruder's chunk, which comes too late")
     assert await objects.get(network.bus, other, limit=MIB) == b"other"
     await objects.remove(network.bus, reference)
