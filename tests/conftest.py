@@ -13,6 +13,10 @@ from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
 hypothesis_settings.register_profile("modelnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("modelnet")
 
+# How long an example takes says how busy the machine is, nothing about what is tested.
+hypothesis_settings.register_profile("modelnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("modelnet")
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedNats]:

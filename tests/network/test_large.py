@@ -128,7 +128,11 @@ async def test_an_object_that_is_gone_or_another_is_told_clearly(network: Networ
     shorter = reference.model_copy(update={"size": 10})
     with pytest.raises(ObjectLost, match="larger"):
         await objects.get(network.bus, shorter, limit=64 * MIB)
-    await network.bus.publish(f"body.{other.name}.1", b"an intruder's chunk, which comes too late")
+    endless = reference.model_copy(update={"chunks": 10**12})
+    with pytest.raises(ObjectLost, match="never stored whole"):
+        await asyncio.wait_for(objects.get(network.bus, endless, limit=64 * MIB), PATIENCE_S)
+    for token in ("1", "0", "2", "one", "9" * 50):
+        await network.bus.publish(f"body.{other.name}.{token}", b"an intruder's chunk, which comes too late")
     assert await objects.get(network.bus, other, limit=MIB) == b"other"
     await objects.remove(network.bus, reference)
     with pytest.raises(ObjectLost, match="expired"):
