@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from pydantic_core import to_json
 
 from modelnet import messages as m
 from modelnet.attempt import BadOutput
 from modelnet.contracts import check, compile_schema, sketch
-from modelnet.errors import Reject, TooLarge
+from modelnet.errors import Reject
 from modelnet.estimates import RunTimes
 
 __all__ = ["Estimate", "Handler", "Price", "Served"]
@@ -60,13 +59,18 @@ class Served:
 
     def takes(self, award: m.Award) -> bool:
         """Whether an award can be worked on: its input keeps the contract, and what it continues can be continued."""
-        return (award.resume is None or self.card.continues) and check(self._input, award.input) is None
+        if award.resume is not None and not self.card.continues:
+            return False
+        return award.input_ref is not None or check(self._input, award.input) is None
 
-    def require_output(self, output: dict[str, Any], limit: int) -> None:
-        """Raises `Reject` for an output that breaks the contract or is larger than `limit` bytes as JSON."""
+    def require_input(self, value: dict[str, Any]) -> None:
+        """Raises `Reject` for an input that breaks the contract: another worker may keep another one."""
+        violation = check(self._input, value)
+        if violation is not None:
+            raise Reject(f"the input breaks the contract: {violation}", code="contract_violation", retryable=True)
+
+    def require_output(self, output: dict[str, Any]) -> None:
+        """Raises `Reject` for an output that breaks the contract."""
         violation = check(self._output, output)
         if violation is not None:
             raise BadOutput(f"the output breaks the contract: {violation}")
-        size = len(to_json(output))
-        if size > limit:
-            raise Reject(f"the output of {size} bytes is above the limit of {limit}", code=TooLarge.code)

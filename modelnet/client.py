@@ -23,13 +23,14 @@ from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
-from modelnet.bus import journal, subjects
+from modelnet.bus import journal, objects, subjects
+from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
 from modelnet.bus.replay import Stored, last_of, read_all
+from modelnet.bus.storage import store
 from modelnet.errors import (
-    BusFull,
     ConnectionFailed,
     MalformedInput,
     TaskCancelled,
@@ -48,6 +49,7 @@ from modelnet.messages import (
     Contract,
     Drain,
     Final,
+    Output,
     Reset,
     RollCall,
     Selector,
@@ -64,7 +66,6 @@ from modelnet.settings import Settings, settings
 
 __all__ = ["Client", "LiveWorker", "TaskHandle", "TaskSummary", "TaskTrace", "connect"]
 
-_PUBLISH_TRIES = 3
 _POLL_S = 5.0
 _GAP_S = 0.05
 """First pause before what is missing is read from the stream; doubled each time that it is not there yet."""
@@ -120,6 +121,8 @@ class TaskHandle:
         self._live = live
         self._replay = replay
         self._final: Final | None = None
+        self._large: tuple[str, dict[str, Any]] | None = None
+        """Name and value of an output that was too large for a message."""
         self._reader = Reader()
 
     @property
@@ -149,7 +152,7 @@ class TaskHandle:
             if replay:
                 for event in await following.fill():
                     if from_start or resume_after is not None or isinstance(event, Final):
-                        yield self._seen(event)
+                        yield self._seen(await self._whole(event))
             fills, generation, pause = 0, client.reconnects, _GAP_S
             while not reader.done:
                 msg = await live.next(pause if following.incomplete else _POLL_S)
@@ -166,7 +169,7 @@ class TaskHandle:
                 if fills > _FILL_TRIES:
                     due += reader.give_up()
                 for event in due:
-                    yield self._seen(event)
+                    yield self._seen(await self._whole(event))
         finally:
             await live.close()
 
@@ -191,6 +194,15 @@ class TaskHandle:
         """Ask for the task to be cancelled. False if it had ended already; harmless any number of times."""
         return await self._client.cancel(self.id, tenant=self.tenant)
 
+    async def _whole(self, event: StreamEvent) -> StreamEvent:
+        """The event with its output, wherever that lies. Raises `ObjectLost` if it cannot be had any more."""
+        if not isinstance(event, Output | Final) or event.output_ref is None:
+            return event
+        reference = event.output_ref
+        if self._large is None or self._large[0] != reference.name:
+            self._large = reference.name, await self._client.bodies.fetch(reference)
+        return event.model_copy(update={"output": self._large[1]})
+
     def _seen(self, event: StreamEvent) -> StreamEvent:
         if isinstance(event, Final):
             self._final = event
@@ -204,6 +216,7 @@ class Client:
         self.bus = bus
         self.settings = config
         self.catalogue = Catalogue(bus)
+        self.bodies = Bodies(bus, config)
         self.reconnects = 0
         self._id: str | None = None
 
@@ -264,8 +277,11 @@ class Client:
         except (TypeError, ValueError, RecursionError) as error:
             raise MalformedInput(f"the input is no JSON: {error}") from None
         if len(body) > self.settings.max_body_bytes:
-            limit = self.settings.max_body_bytes
-            raise TooLarge(f"the task is {len(body)} bytes as JSON, the limit is {limit} (MODELNET_MAX_BODY_BYTES)")
+            reference = await self.bodies.store(task.input, task.tenant, task.id, task.deadline_s)
+            if reference is None:
+                raise TooLarge("what the task says beside its input is too large")
+            task = task.model_copy(update={"input": {}, "input_ref": reference})
+            body = task.encode()
         live = await Live().open(self.bus, subjects.stream_of(task.tenant, task.id)) if follow else None
         try:
             await self._publish(task, body)
@@ -287,24 +303,22 @@ class Client:
         return self._id
 
     async def _publish(self, task: Task, body: bytes) -> None:
+        # Tries carry the same Msg-Id: if the first one was stored, later ones are not.
         headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}
-        for attempt in range(_PUBLISH_TRIES):
-            try:
-                ack = await self.bus.request(subjects.task(task), body, timeout=5, headers=headers)
-            except nats.errors.NoRespondersError:
-                raise ConnectionFailed(
-                    "this server does not carry a modelnet network (start a negotiator, or `modelnet up`)"
-                ) from None
-            except (nats.errors.TimeoutError, nats.errors.OutboundBufferLimitError):
-                if attempt == _PUBLISH_TRIES - 1:
-                    raise ConnectionFailed("the task stream does not answer: the task may not be accepted") from None
-                continue  # the same Msg-Id: if the first one was stored, this one is not
-            error = json.loads(ack.data).get("error")
-            if error is None:
-                return
-            if error.get("err_code") in (10077, 10047, 10122) or "maximum" in error.get("description", ""):
-                raise BusFull("the task stream is full; try again later")
-            raise ConnectionFailed(f"the task stream refused the task: {error.get('description')}")
+        ack = await store(self.bus, "TASKS", subjects.task(task), body, headers)
+        if ack.get("duplicate") and task.input_ref is not None:
+            await objects.remove(self.bus, task.input_ref)  # the first one's input is the task's
+
+    async def put(self, data: bytes, *, media_type: str = "application/octet-stream") -> dict[str, Any]:
+        """Store bytes: the JSON value that stands for them in inputs.
+
+        Raises `TooLarge`, `BusFull`, `ConnectionFailed`.
+        """
+        return await self.bodies.put(data, self.settings.tenant, media_type)
+
+    async def fetch(self, value: Mapping[str, Any]) -> bytes:
+        """The bytes that a JSON value in an output stands for. Raises `ObjectLost`, `ConnectionFailed`."""
+        return await self.bodies.get(value)
 
     async def run(self, capability: str, input: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Submit, wait, and return the output. Options as for `submit`; raises `TaskError` if it does not complete."""

@@ -13,6 +13,7 @@ ModelnetError
 ├── UnknownAccount             the ledger has no account of this name
 ├── NoFunds                    an account does not have what should be taken from it
 ├── GrantConflict              a grant of this id was made with another amount
+├── ObjectLost                 a large body cannot be had any more
 └── TaskError                  a task did not complete; its Final says why
     ├── TaskFailed             no worker could answer it
     ├── TaskExpired            its deadline passed
@@ -34,6 +35,7 @@ __all__ = [
     "MalformedInput",
     "ModelnetError",
     "NoFunds",
+    "ObjectLost",
     "Reject",
     "TaskCancelled",
     "TaskError",
@@ -83,7 +85,11 @@ class UnknownWorker(ModelnetError):
 
 
 class ConnectionFailed(ModelnetError):
-    """Raised by `connect` when no server answers, or answers without JetStream or without the network's streams."""
+    """Raised when no server answers, or one that does not store what it is given.
+
+    `wire_code`, beside `no_server`: `no_jetstream` (it is not enabled), `not_stored` (it took a message and stored
+    nothing: a full disk), `no_space` (no room for the streams), `no_cluster` (replicas asked of a single server).
+    """
 
     code = "no_server"
 
@@ -129,6 +135,12 @@ class GrantConflict(ModelnetError):
     """Raised by the ledger for a grant whose id was used before, with another amount. Nothing was granted."""
 
     code = "grant_conflict"
+
+
+class ObjectLost(ModelnetError):
+    """Raised for a large body that has expired, was never stored whole, or is not what its reference says."""
+
+    code = "object_lost"
 
 
 class TaskError(ModelnetError):

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from modelnet import messages as m
 from modelnet.attempt import BadOutput, DeltaBuffer, Piece, Progress, say
 from modelnet.bus import subjects
+from modelnet.bus.bodies import Bodies
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
 from modelnet.capability import Served
 from modelnet.client import Client
-from modelnet.errors import ModelnetError, Reject
+from modelnet.errors import ModelnetError, Reject, TooLarge
 
 __all__ = ["Context", "Execution"]
 
@@ -72,15 +73,30 @@ class Context:
             raise
         return final.output or {}
 
+    async def put(self, data: bytes, *, media_type: str = "application/octet-stream") -> dict[str, Any]:
+        """Store bytes: a JSON value that stands for them in an output."""
+        return await self._client.bodies.put(data, self.tenant, media_type)
+
+    async def fetch(self, value: dict[str, Any]) -> bytes:
+        """The bytes that a JSON value in the input stands for."""
+        return await self._client.fetch(value)
+
 
 class Execution:
     """Runs an award. `run` returns once the end is known; `tell` publishes it."""
 
     def __init__(
-        self, award: m.Award, served: Served, context: Context, outbox: Outbox, *, pool: Executor, max_bytes: int
+        self,
+        award: m.Award,
+        served: Served,
+        context: Context,
+        outbox: Outbox,
+        bodies: Bodies,
+        *,
+        pool: Executor,
     ) -> None:
         self._award, self._served, self._context, self._outbox = award, served, context, outbox
-        self._pool, self._max_bytes = pool, max_bytes
+        self._bodies, self._pool = bodies, pool
         self._number = award.from_number
         subject = subjects.result(award.tenant, award.task, context.worker, award.attempt)
         self._trail = outbox.open(subject)
@@ -114,6 +130,15 @@ class Execution:
             raise BadOutput(f"{said} is no progress: {first_error(invalid)}") from None
         await self._send(event)
 
+    async def _input(self) -> dict[str, Any]:
+        """The input; if it is stored elsewhere, fetched and checked now."""
+        reference = self._award.input_ref
+        if reference is None:
+            return self._award.input
+        value = await self._bodies.fetch(reference)
+        self._served.require_input(value)
+        return value
+
     def hand_on(self, job: asyncio.Task[None]) -> None:
         """The worker leaves: end here, so that another can go on."""
         self._leaving = True
@@ -122,12 +147,14 @@ class Execution:
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Run the handler to its end. Raises `CancelledError` if the attempt was `stopped`."""
         output: dict[str, Any] | None = None
+        stored: m.Reference | None = None
         error, retryable = None, False
         begun = self._award.resume.text if self._award.resume else ""
         limit = asyncio.timeout(self._award.remaining_ms / 1e3)
         try:
             async with limit:
-                async for said in say(self._served.handler, self._context, self._award.input, self._pool, begun):
+                value = await self._input()
+                async for said in say(self._served.handler, self._context, value, self._pool, begun):
                     if isinstance(said, str):
                         await self._deltas.add(said)
                     elif isinstance(said, Progress):
@@ -136,9 +163,12 @@ class Execution:
                         output = said
             await self._deltas.flush()
             assert output is not None
-            self._served.require_output(output, self._max_bytes)
-        except Reject as reject:
-            error, retryable = _error(reject.wire_code, reject.message), reject.retryable
+            self._served.require_output(output)
+            stored = await self._bodies.store(output, self._award.tenant, self._award.task, self._context.remaining_s)
+        except ModelnetError as refused:
+            # A store that is full or away may be neither for another worker, or later.
+            error = _error(refused.wire_code, refused.message)
+            retryable = refused.retryable if isinstance(refused, Reject) else not isinstance(refused, TooLarge)
         except (Exception, SystemExit, asyncio.CancelledError) as failure:
             if self._leaving:
                 if (job := asyncio.current_task()) is not None:
@@ -161,7 +191,11 @@ class Execution:
         if error is None and output is not None:
             self._served.times.learn(run_ms)
             self._last = m.Output.model_construct(
-                **self._stamp(), output=output, digest=m.digest_of(output), usage=usage
+                **self._stamp(),
+                output=output if stored is None else {},
+                output_ref=stored,
+                digest=m.digest_of(output),
+                usage=usage,
             )
         else:
             assert error is not None

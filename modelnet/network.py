@@ -25,6 +25,7 @@ import structlog
 from modelnet.bus.connection import connect
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
 from modelnet.errors import ModelnetError
+from modelnet.guard import StorageGuard
 from modelnet.processes import ChildProcess, StartFailed
 from modelnet.settings import NETWORK_FILE, Settings, settings
 
@@ -81,6 +82,9 @@ class Network:
         self.data = (data or self._config.data).expanduser().resolve()
         self.url = self._config.url
         self.redis_url = self._config.redis_url
+        self.monitor_url = self._config.monitor_url
+        self._guard: StorageGuard | None = None
+        self._guarding: asyncio.Task[None] | None = None
         self._negotiator_count = negotiators
         self._worker_list = tuple(workers)
         self._report = report
@@ -115,6 +119,11 @@ class Network:
 
     async def start(self) -> None:
         """Start what is missing. Raises `AlreadyRunning`, `StartFailed`, or `ConnectionFailed` for servers given."""
+        if self._config.durability == "replicated" and not self.url:
+            raise StartFailed(
+                "MODELNET_DURABILITY=replicated needs a cluster of three NATS servers (MODELNET_URL); the server "
+                "started here is one"
+            )
         logs = self.data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         await self._take_lock()
@@ -129,7 +138,12 @@ class Network:
         self._ledger_start = asyncio.create_task(self._start_ledger(logs))
         if self._worker_list and not self._workers:
             self._report("no worker is running: tasks will wait for one")
-        self._write(NETWORK_FILE, {"url": self.url, "redis_url": self.redis_url, "pid": os.getpid()})
+        if self._guard is not None:
+            self._guarding = asyncio.create_task(self._guard.run())
+        self._write(
+            NETWORK_FILE,
+            {"url": self.url, "redis_url": self.redis_url, "monitor_url": self.monitor_url, "pid": os.getpid()},
+        )
 
     async def _take_lock(self) -> None:
         """Children inherit the lock: after a kill -9 it is free only once the last of them has let go of the data."""
@@ -160,9 +174,18 @@ class Network:
         ports = self._read(_PORTS_FILE)
         held = () if self._lock is None else (self._lock,)
         if not self.url:
-            nats = EmbeddedNats(self.data / "nats", port=ports.get("nats"), log_dir=logs, pass_fds=held)
+            nats = EmbeddedNats(
+                self.data / "nats",
+                port=ports.get("nats"),
+                log_dir=logs,
+                pass_fds=held,
+                sync_always=self._config.durability == "power",
+                monitored=True,
+            )
             self._servers.append(nats)
             self.url, ports["nats"] = nats.url, nats.port
+            self.monitor_url = nats.monitor_url
+            self._guard = StorageGuard(nats, self._config)
         if not self.redis_url:
             redis = EmbeddedRedis(self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held)
             self._servers.append(redis)
@@ -181,6 +204,8 @@ class Network:
                 self._child(name, "workers.negotiator:app", logs, ready=b"negotiator_started", env={})
             )
         await asyncio.gather(*(negotiator.start() for negotiator in self._negotiators))
+        if not self._negotiators:
+            return
         self._report(
             "1 negotiator is up" if self._negotiator_count == 1 else f"{self._negotiator_count} negotiators up"
         )
@@ -220,7 +245,13 @@ class Network:
 
     def _child(self, name: str, app: str, logs: Path, *, ready: bytes, env: Mapping[str, str]) -> ChildProcess:
         """A Python process of the network; it is told where the servers are."""
-        where = {"MODELNET_URL": self.url, "MODELNET_REDIS_URL": self.redis_url, "MODELNET_LOG_FORMAT": "json"}
+        where = {
+            "MODELNET_URL": self.url,
+            "MODELNET_REDIS_URL": self.redis_url,
+            "MODELNET_MONITOR_URL": self.monitor_url,
+            "MODELNET_DURABILITY": self._config.durability,
+            "MODELNET_LOG_FORMAT": "json",
+        }
         command = [sys.executable, "-m", "modelnet.run", app]
         return ChildProcess(name, command, log_dir=logs, ready=ready, env={**where, **env})
 
@@ -231,6 +262,9 @@ class Network:
         if self._ledger_start is not None:
             self._ledger_start.cancel()
             await asyncio.gather(self._ledger_start, return_exceptions=True)
+        if self._guarding is not None:
+            self._guarding.cancel()
+            await asyncio.gather(self._guarding, return_exceptions=True)
         for group in (self._workers, self._negotiators, self._ledgers, self._servers):
             await asyncio.gather(*(child.stop(grace_s) for child in group))
             group.clear()

@@ -62,6 +62,7 @@ class ChildProcess:
         self._restart = restart
         self._pass_fds = tuple(pass_fds)
         self._stopping = False
+        self._again = False
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -84,7 +85,7 @@ class ChildProcess:
 
     async def _watch(self, ready: asyncio.Event) -> None:
         while True:
-            with self._log_path.open("ab", buffering=0) as out:
+            with self._open_log() as out:
                 self._process = process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -101,6 +102,9 @@ class ChildProcess:
                 code = await process.wait()
             if self._stopping or not self._restart or not ready.is_set():
                 return
+            if self._again:
+                self._again = False
+                continue
             if code == 0:
                 log.info("process_ended", process=self.name)
                 return  # it was drained: whoever asked for that does not want it back
@@ -109,10 +113,18 @@ class ChildProcess:
             log.warning("process_died", process=self.name, code=code, restart_in_s=delay)
             await asyncio.sleep(delay)
 
+    def _open_log(self) -> IO[bytes]:
+        try:
+            return self._log_path.open("ab", buffering=0)
+        except OSError as error:
+            log.warning("log_not_written", process=self.name, error=str(error))
+            return Path(os.devnull).open("ab", buffering=0)
+
     async def _copy(self, process: asyncio.subprocess.Process, out: IO[bytes], ready: asyncio.Event) -> None:
         assert process.stdout is not None
         while chunk := await process.stdout.read(65536):
-            out.write(chunk)
+            with contextlib.suppress(OSError):  # a full disk costs lines of the log, not the process
+                out.write(chunk)
             if not ready.is_set() and self._ready_mark is not None and self._ready_mark in chunk:
                 ready.set()
 
@@ -134,6 +146,12 @@ class ChildProcess:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+
+    def restart(self) -> None:
+        """Ask it to end in good order; it is started again at once."""
+        if self.pid is not None:
+            self._again = True
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it as a crash would; it is restarted."""

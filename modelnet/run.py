@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from modelnet.errors import UsageError
 from modelnet.processes import PARENT
+from modelnet.ready import Readiness
+from modelnet.settings import settings
 
 __all__ = ["load_app", "load_file", "main", "run_app"]
 
@@ -105,6 +107,9 @@ def run_app(app: FastStream) -> None:
 
 
 async def _run(app: FastStream) -> None:
+    readiness = Readiness(app, settings())
+    app.after_startup(readiness.open)
+    app.on_shutdown(readiness.close)
     await app.run()
     # The loop waits for threads of `asyncio.to_thread`, for ever if one never returns.
     threading.Thread(target=_exit_soon, name="exit-soon", daemon=True).start()

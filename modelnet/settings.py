@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["NETWORK_FILE", "Settings", "settings"]
+__all__ = ["NETWORK_FILE", "Durability", "Settings", "settings"]
+
+Durability = Literal["process", "power", "replicated"]
+"""What must not lose an accepted task: the death of any process, a power cut too, the loss of a whole server."""
 
 NETWORK_FILE = "network.json"
 """Written by `modelnet up` into its data folder, so that commands on the same machine find the network."""
@@ -29,6 +32,17 @@ class Settings(BaseSettings):
     url: str = Field(default="", description="NATS servers, comma-separated. Empty: the network started by `up`.")
     redis_url: str = Field(default="", description="Redis. Empty: the network started by `up`.")
     data: Path = Field(default_factory=default_data_dir, description="Data folder of `modelnet up`.")
+    durability: Durability = Field(
+        default="process", description="What accepted tasks survive: process, power or replicated."
+    )
+    monitor_url: str = Field(
+        default="", description="Monitoring address of the NATS server, to verify durability. Empty: that of `up`."
+    )
+    ready_listen: str = Field(
+        default="",
+        pattern=r"^$|^[^:]*:[0-9]{1,5}$",
+        description="host:port where this process answers GET /ready. Empty: nowhere.",
+    )
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
     free_tenants: bool = Field(
         default=True, description="Tenants without an account are served for nothing; false: they have no funds."
@@ -45,7 +59,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
     drain_s: float = Field(default=30.0, ge=0, description="What runs may go on for so long when a worker stops.")
     max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds at once.")
-    max_body_bytes: int = Field(default=256 * 1024, ge=1024, description="Largest input or output.")
+    max_body_bytes: int = Field(
+        default=256 * 1024, ge=1024, le=768 * 1024, description="Largest input or output that travels in a message."
+    )
+    max_object_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=1024, description="Largest input or output; above max_body_bytes it is stored."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: str = Field(default="auto", description="json, console, or auto: console on a terminal.")
 
@@ -60,6 +79,18 @@ class Settings(BaseSettings):
     def redis(self) -> str:
         """The Redis URL given, else that of the network that `up` runs on this machine, else the Redis default."""
         return self.redis_url or self.running_network().get("redis_url", "redis://127.0.0.1:6379/0")
+
+    @property
+    def monitor(self) -> str:
+        """Where the NATS server tells about itself: what was given, else of the network that `up` runs, else empty."""
+        running = self.running_network()
+        known = running.get("monitor_url", "") if self.url in ("", running.get("url")) else ""
+        return (self.monitor_url or known).rstrip("/")
+
+    @property
+    def replicas(self) -> int:
+        """How many servers hold each stream."""
+        return 3 if self.durability == "replicated" else 1
 
     def running_network(self) -> dict[str, Any]:
         """What `modelnet up` has written of itself, or nothing."""

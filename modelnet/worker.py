@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from modelnet import messages as m
 from modelnet.attempt import Piece, Progress, Threads
 from modelnet.bus import subjects
+from modelnet.bus.bodies import Bodies
 from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import first_error
@@ -437,8 +438,8 @@ class Worker:
             _deadline=time.monotonic() + award.remaining_ms / 1e3,
             _client=self._client,
         )
-        limit = self._settings.max_body_bytes
-        execution = Execution(award, served, context, self._outbox, pool=self._threads, max_bytes=limit)
+        bodies = Bodies(self._bus, self._settings)
+        execution = Execution(award, served, context, self._outbox, bodies, pool=self._threads)
         job, self._executions[key] = self._jobs[key], execution
         await execution.run(stopped=lambda: job.cancelling() > 0)
         was_full = self._attempts.free == 0

@@ -4,8 +4,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+
+# How long an example takes says how busy the machine is, nothing about what is tested.
+hypothesis_settings.register_profile("modelnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("modelnet")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -53,7 +53,7 @@ class LedgerWorker:
     async def start(self, nc: Client) -> None:
         """Make the streams and begin."""
         self._nc = nc
-        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s)
+        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s, replicas=self._settings.replicas)
         self._metered = MeteredTenants(nc)
         await self._metered.listen()
         self._pull = Pull(nc, "JOURNAL", LEDGER_CONSUMER)

@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from modelnet.bus import journal, subjects
+from modelnet.bus.bodies import Bodies
 from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
@@ -31,7 +32,7 @@ from modelnet.bus.metering import MeteredTenants
 from modelnet.bus.streams import last_sequence, setup_bus
 from modelnet.bus.takeover import ask_worker, read_streamed
 from modelnet.contracts import check, compile_schema, features_of
-from modelnet.errors import ModelnetError, TooLarge, UsageError
+from modelnet.errors import ModelnetError, ObjectLost, TooLarge, UsageError
 from modelnet.log import setup_logging
 from modelnet.market import Candidate, Directory, Line, Negotiation, Pace, Place, Policy, ReferencePrices, State
 from modelnet.market import commands as cmd
@@ -46,6 +47,7 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Offer,
+    Reference,
     RollCall,
     Task,
     decode_award_reply,
@@ -80,6 +82,9 @@ TICK_S = 1.0
 JOURNAL_TIMEOUT_S = 5.0
 RELIST_S = 30.0
 
+LARGE_AT_ONCE = 2
+"""Large inputs and outputs in memory at once."""
+
 MAX_STUMBLES = 3
 """Times that taking a task may fail unexpectedly before it is given up."""
 
@@ -103,6 +108,8 @@ class _Held:
     """Id of the auction last opened."""
     suspect: int = 0
     """The attempt that its worker's last beat did not list."""
+    fetching: int = 0
+    """The attempt whose large output is being fetched."""
     place: Place | None = None
     called_for: str = ""
     """The worker for whose free slot it was called out of the line, until its auction is decided."""
@@ -154,6 +161,8 @@ class Negotiator:
         self._records: dict[str, tuple[str, bytes, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
+        self._fetching: dict[int, Msg] = {}
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._validators: dict[tuple[str, str], Any] = {}
         self._absent: dict[str, int] = {}
         self._stumbles: dict[int, int] = {}
@@ -168,13 +177,14 @@ class Negotiator:
     async def start(self, nc: Client) -> None:
         """Join the network: make the streams, learn who is there, and take tasks."""
         self._nc = nc
-        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s)
+        await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s, replicas=self._settings.replicas)
         self._catalogue = Catalogue(nc)
         self._metered = MeteredTenants(nc)
         await self._metered.listen()
         await self._metered.refresh()
         if self._metered:
             await self._open_ledger()
+        self._bodies = Bodies(nc, self._settings)
         await self._clock.sync(nc)
         await self._relist()
         self._inbox = nc.new_inbox()
@@ -237,8 +247,8 @@ class Negotiator:
                     await self._lost(worker)
                 if now - last_hold >= self._settings.ack_wait_s / 3:
                     last_hold = now
-                    for held in list(self._held.values()):
-                        await self._nc.publish(held.msg.reply, b"+WPI")
+                    for msg in [*(held.msg for held in self._held.values()), *self._fetching.values()]:
+                        await self._nc.publish(msg.reply, b"+WPI")
                 if now - last_list >= RELIST_S:
                     last_list = now
                     await self._relist()
@@ -309,10 +319,15 @@ class Negotiator:
             return
         if self._by_tenant[task.tenant, task.priority_class] >= self._share and _key(task) not in self._held:
             await self._postpone(msg, task)
-        elif self._is_new(msg) and self._directory.knows(task.capability) and _key(task) not in self._held:
+        elif self._is_simple(msg, task):
             await self._safely(msg, self._take(msg, task, ()))
         else:
             self._spawn(self._safely(msg, self._take_slowly(msg, task)))
+
+    def _is_simple(self, msg: Msg, task: Task) -> bool:
+        """Whether a task can be taken without asking the server for anything."""
+        known = self._directory.knows(task.capability) and task.input_ref is None
+        return known and self._is_new(msg) and _key(task) not in self._held
 
     def _is_new(self, msg: Msg) -> bool:
         """Whether nobody can have had the task in hand. A server that crashed has forgotten what it delivered."""
@@ -369,25 +384,54 @@ class Negotiator:
                 await msg.ack()
             await self._intake.release()
             return
-        await self._take(msg, task, entries)
+        if task.input_ref is None:
+            await self._take(msg, task, entries)
+            return
+        self._fetching[msg.metadata.sequence.stream] = msg
+        try:
+            async with self._large:
+                value = await self._bodies.fetch(task.input_ref)
+                examined = await asyncio.to_thread(self._examine, task, value, task.input_ref.size)
+                del value
+        except (ObjectLost, TooLarge) as error:
+            await self._take(msg, task, entries, refused=ErrorInfo(code=error.wire_code, message=error.message))
+        else:
+            await self._take(msg, task, entries, examined)
+        finally:
+            del self._fetching[msg.metadata.sequence.stream]
 
-    async def _take(self, msg: Msg, task: Task, entries: tuple[tuple[int, JournalEntry | None], ...]) -> None:
-        now = time.monotonic()
+    def _examine(self, task: Task, value: dict[str, Any], size: int) -> tuple[dict[str, str | None], Features]:
+        """How an input breaks each contract it might be worked on under, and what bidders learn of it."""
         contracts = self._directory.contracts_for(task.capability)
-        violations = {c.digest: check(self._validator(c, "input"), task.input) for c in contracts}
+        violations = {c.digest: check(self._validator(c, "input"), value) for c in contracts}
+        return violations, features_of(value, size, contracts[0].input if contracts else {})
+
+    async def _take(
+        self,
+        msg: Msg,
+        task: Task,
+        entries: tuple[tuple[int, JournalEntry | None], ...],
+        examined: tuple[dict[str, str | None], Features] | None = None,
+        refused: ErrorInfo | None = None,
+    ) -> None:
+        now = time.monotonic()
+        violations, features = examined or self._examine(task, task.input, len(msg.data))
         verdicts = {digest: violation is None for digest, violation in violations.items()}
 
         def accepts(digest: str) -> bool:
+            if task.input_ref is not None:
+                return verdicts.get(digest, True)  # it is not at hand any more: the worker will see
             if digest not in verdicts and (contract := self._directory.contract(digest)) is not None:
                 verdicts[digest] = check(self._validator(contract, "input"), task.input) is None
             return verdicts.get(digest, False)
 
-        features = features_of(task.input, len(msg.data), contracts[0].input if contracts else {})
         negotiation = self._negotiation(task, features, accepts, msg, entries, now)
         held = self._held[_key(task)] = _Held(msg, negotiation, accepts)
         self._by_tenant[task.tenant, task.priority_class] += 1
         if entries and any(isinstance(entry, Final) for _, entry in entries):
             await self._run(held, negotiation.begin(now))
+        elif refused is not None:
+            await self._run(held, negotiation.reject(refused, now))
         elif len(msg.data) > (limit := self._settings.max_body_bytes):
             message = f"the task is {len(msg.data)} bytes as JSON, the limit is {limit} (MODELNET_MAX_BODY_BYTES)"
             await self._run(held, negotiation.reject(ErrorInfo(code=TooLarge.code, message=message), now))
@@ -479,15 +523,42 @@ class Negotiator:
         await self._done(held, done)
 
     async def _done(self, held: _Held, done: Done) -> None:
+        if done.error is None and done.output_ref is not None:
+            if held.fetching != done.attempt:
+                held.fetching = done.attempt
+                self._spawn(self._done_elsewhere(held, done, done.output_ref))
+            return
         violation = None
         if done.error is None:
             contract = self._directory.contract(held.negotiation.contract or "")
-            if done.output is None:
-                violation = "no output"
-            elif done.digest is not None and done.digest != digest_of(done.output):
-                violation = "the digest is not that of the output"
-            elif contract is not None:
-                violation = check(self._validator(contract, "output"), done.output)
+            violation = self._judge(done, done.output, contract)
+        await self._conclude(held, done, violation)
+
+    async def _done_elsewhere(self, held: _Held, done: Done, reference: Reference) -> None:
+        """An output that is too large for a message: fetched, judged, and forgotten."""
+        contract = self._directory.contract(held.negotiation.contract or "")
+
+        async def judge() -> str | None:
+            async with self._large:
+                try:
+                    value = await self._bodies.fetch(reference)
+                except (ObjectLost, TooLarge) as error:
+                    return error.message
+                return await asyncio.to_thread(self._judge, done, value, contract)
+
+        violation = await self._until_done(held, "output", judge)
+        if self._holds(held):
+            await self._conclude(held, done, violation)
+
+    def _judge(self, done: Done, output: dict[str, Any] | None, contract: Contract | None) -> str | None:
+        """How an output breaks its contract, if it does."""
+        if output is None:
+            return "no output"
+        if done.digest is not None and done.digest != digest_of(output):
+            return "the digest is not that of the output"
+        return check(self._validator(contract, "output"), output) if contract is not None else None
+
+    async def _conclude(self, held: _Held, done: Done, violation: str | None) -> None:
         await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
         await self._wake(done.worker, 1)
 

@@ -39,8 +39,9 @@ from modelnet.engines import (
 )
 from modelnet.errors import UsageError
 from modelnet.messages import Features
+from modelnet.settings import Settings
 
-__all__ = ["ModelConfig", "make_app", "read_config"]
+__all__ = ["ModelConfig", "Served", "make_app", "read_config"]
 
 log = structlog.get_logger("vllm_worker")
 
@@ -84,13 +85,14 @@ def read_config(path: Path) -> list[ModelConfig]:
 class Served:
     """A model on the network: its engine, and the worker that answers with it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, network: Settings | None = None) -> None:
+        """`network`: settings of the worker's connection, else this process's."""
         self.config = config
         self.engine: Engine = open_engine(config.model, kind=config.engine, **config.options)
         recipe = load_recipe(config.model) if Path(config.model).is_dir() else None
         name = config.name or (recipe.name if recipe else Path(config.model).name)
         self._model = recipe.name if recipe else config.model
-        self.worker = Worker(name, slots=config.slots, software=type(self.engine).__name__)
+        self.worker = Worker(name, slots=config.slots, software=self.engine.software, config=network)
         self._requests = 0
         if recipe is not None:
             self._declare_recipe(recipe)

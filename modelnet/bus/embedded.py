@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import socket
 import sysconfig
 from collections.abc import Sequence
@@ -10,7 +13,11 @@ from pathlib import Path
 
 from modelnet.processes import ChildProcess, StartFailed
 
+from .streams import STREAMS
+
 __all__ = ["EmbeddedNats", "EmbeddedRedis", "find_program", "free_port"]
+
+_SPARE = 1 << 30
 
 
 def free_port(preferred: int | None = None) -> int:
@@ -40,12 +47,55 @@ class EmbeddedNats(ChildProcess):
     """nats-server with JetStream, its streams in `data`."""
 
     def __init__(
-        self, data: Path, *, port: int | None = None, log_dir: Path | None = None, pass_fds: Sequence[int] = ()
+        self,
+        data: Path,
+        *,
+        port: int | None = None,
+        log_dir: Path | None = None,
+        pass_fds: Sequence[int] = (),
+        sync_always: bool = False,
+        monitored: bool = False,
     ) -> None:
+        """`sync_always`: what is acknowledged is on the disk, whatever the machine dies of. `monitored`: it also
+        tells over HTTP how it does."""
         self.port = free_port(port)
+        self.data = data
+        self.monitor_url = f"http://127.0.0.1:{free_port()}" if monitored else ""
+        self._sync_always = sync_always
+        self._config = data / "nats-server.conf"
         data.mkdir(parents=True, exist_ok=True)
-        command = [find_program("nats-server"), "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(data)]
+        self.limit_storage(None)
+        command = [find_program("nats-server"), "-c", str(self._config)]
         super().__init__("nats", command, log_dir=log_dir or data, ready=b"Server is ready", pass_fds=pass_fds)
+
+    def limit_storage(self, most_bytes: int | None) -> None:
+        """From its next start or `reload`, let it store no more than this; None: as much as the streams may have.
+
+        Above the limit it refuses what is published. A limit can be lowered by a restart only.
+        """
+        # Else it takes three quarters of what is free when it starts, and refuses streams that are larger.
+        most_bytes = (
+            sum(stream["max_bytes"] for stream in STREAMS.values()) + _SPARE if most_bytes is None else most_bytes
+        )
+        lines = [
+            f"listen: 127.0.0.1:{self.port}",
+            *([f"http: {self.monitor_url.removeprefix('http://')}"] if self.monitor_url else []),
+            "jetstream {",
+            f"  store_dir: {json.dumps(str(self.data))}",
+            f"  max_file_store: {most_bytes:>20}",
+            *(["  sync_interval: always"] if self._sync_always else []),
+            "}",
+        ]
+        text = "\n".join(lines).encode() + b"\n"
+        # Over itself, as long as it was: this has to work on a full disk.
+        with self._config.open("r+b" if self._config.exists() else "wb") as file:
+            file.write(text)
+            file.truncate()
+
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGHUP)
 
     @property
     def url(self) -> str:
@@ -57,13 +107,19 @@ class EmbeddedRedis(ChildProcess):
     """redis-server that has every write on the disk, in a file in `data`, before it answers."""
 
     def __init__(
-        self, data: Path, *, port: int | None = None, log_dir: Path | None = None, pass_fds: Sequence[int] = ()
+        self,
+        data: Path,
+        *,
+        port: int | None = None,
+        log_dir: Path | None = None,
+        pass_fds: Sequence[int] = (),
+        sync_always: bool = True,
     ) -> None:
+        """`sync_always`: else each second. Then a kill -9 can lose writes that were answered while it synced."""
         self.port = free_port(port)
         data.mkdir(parents=True, exist_ok=True)
         command = [find_program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data)]
-        # Not `everysec`: writes that come while it syncs are answered before they are in the file: kill -9 loses them.
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "always" if sync_always else "everysec", "--save", ""]
         super().__init__(
             "redis", command, log_dir=log_dir or data, ready=b"eady to accept connections", pass_fds=pass_fds
         )

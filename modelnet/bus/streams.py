@@ -12,7 +12,21 @@ from modelnet.errors import ConnectionFailed
 
 from .subjects import BUCKETS, CLASSES
 
-__all__ = ["CATALOGUE", "LEDGER_CONSUMER", "STREAMS", "TASK_CONSUMERS", "last_sequence", "setup_bus", "task_consumer"]
+__all__ = [
+    "CATALOGUE",
+    "FULL",
+    "LEDGER_CONSUMER",
+    "PROBED",
+    "STREAMS",
+    "TASK_CONSUMERS",
+    "delete_stream",
+    "last_sequence",
+    "probe_subject",
+    "setup_bus",
+    "stream_config",
+    "stream_messages",
+    "task_consumer",
+]
 
 _S = 1_000_000_000
 _HOUR = 3600 * _S
@@ -23,6 +37,11 @@ CATALOGUE = "CATALOGUE"
 
 ACK_WAIT_S = 10.0
 """How long a negotiator may be silent before its tasks go to another, unless the settings say otherwise."""
+
+FULL = (10023, 10047, 10077, 10122)
+"""Error codes of a stream or server at its bound: resources, storage, the stream's own limits, size of a message."""
+
+_NO_STREAM = 10059
 
 TASK_CONSUMERS = [(c, b) for c in range(CLASSES) for b in range(BUCKETS)]
 
@@ -71,6 +90,13 @@ STREAMS: dict[str, dict[str, Any]] = {
         "allow_msg_ttl": True,
         "description": "Events of every attempt.",
     },
+    "BODIES": {
+        "subjects": ["body.*.*.*.*"],
+        "discard": "new",
+        "max_bytes": 4 * _GIB,
+        "allow_msg_ttl": True,
+        "description": "Inputs and outputs too large for a message, in chunks.",
+    },
     "AUDIT": {
         "subjects": ["audit.*.*"],
         "discard": "old",
@@ -99,18 +125,52 @@ STREAMS: dict[str, dict[str, Any]] = {
 }
 
 
-async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S) -> None:
+PROBED = ("TASKS", "JOURNAL", "RESULTS", "BODIES")
+"""Streams without which no task ends. Each also takes a subject that nobody reads, to find out whether it stores."""
+
+_NO_CLUSTER = (10074, 10005)
+"""Replicas asked of a single server; of a cluster with too few of them."""
+
+
+def probe_subject(stream: str) -> str:
+    """What is published here is stored by the stream and read by nobody."""
+    return f"ready.{stream}"
+
+
+def stream_config(name: str, *, replicas: int = 1) -> dict[str, Any]:
+    """A stream's whole description, as the JetStream API takes it."""
+    config = {"name": name, "storage": "file", "allow_direct": True, "retention": "limits", **STREAMS[name]}
+    if name in PROBED:
+        config["subjects"] = [*config["subjects"], probe_subject(name)]
+    return config | {"num_replicas": replicas}
+
+
+async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int = 1) -> None:
     """Make every stream and consumer as described here, or bring it up to the description. Idempotent.
 
     `ack_wait_s`: a negotiator silent for this long has lost its tasks to another, a ledger worker its Finals.
+    `replicas`: servers that hold each stream; a stream that has more keeps them.
 
     Raises `ConnectionFailed` where the server has no JetStream or refuses.
     """
-    for name, config in STREAMS.items():
-        body = {"name": name, "storage": "file", "allow_direct": True, "retention": "limits", **config}
+    for name in STREAMS:
+        body = stream_config(name, replicas=replicas)
         reply = await _api(nc, f"STREAM.CREATE.{name}", body)
-        if reply.get("err_code") == 10058:  # exists with another configuration
+        # It exists with another configuration, or just exists: the server looks for room for it before it notices.
+        if reply.get("err_code") in (10058, *FULL) and (present := await _replicas(nc, name)):
+            body["num_replicas"] = max(replicas, present)
             reply = await _api(nc, f"STREAM.UPDATE.{name}", body)
+        if reply.get("err_code") in _NO_CLUSTER and replicas > 1:
+            raise ConnectionFailed(
+                f"MODELNET_DURABILITY=replicated needs a cluster of {replicas} servers that answer, and this is none",
+                code="no_cluster",
+            )
+        if reply.get("err_code") in FULL:
+            raise ConnectionFailed(
+                f"stream {name} cannot be made: the server has no {STREAMS[name]['max_bytes'] >> 20} MiB left to "
+                "reserve for it (free space, or raise its max_file_store)",
+                code="no_space",
+            )
         if reply:
             raise ConnectionFailed(f"stream {name} cannot be made: {reply.get('description')}")
     for priority_class, bucket in TASK_CONSUMERS:
@@ -145,6 +205,12 @@ async def _make_consumer(nc: Client, stream: str, config: dict[str, Any]) -> Non
         raise ConnectionFailed(f"consumer {name} cannot be made: {reply.get('description')}")
 
 
+async def _replicas(nc: Client, stream: str) -> int:
+    """How many servers hold the stream; 0: there is no such stream."""
+    answer = await _ask(nc, f"STREAM.INFO.{stream}", {})
+    return int(answer.get("config", {}).get("num_replicas", 0))
+
+
 async def last_sequence(nc: Client, stream: str) -> int:
     """Sequence of the last message that the stream has stored. Raises `ConnectionFailed`."""
     answer = await _ask(nc, f"STREAM.INFO.{stream}", {})
@@ -153,12 +219,22 @@ async def last_sequence(nc: Client, stream: str) -> int:
     return int(answer["state"]["last_seq"])
 
 
-async def stream_messages(nc: Client, stream: str) -> int:
-    """How many messages a stream holds. Raises `ConnectionFailed`."""
+async def stream_messages(nc: Client, stream: str, *, missing: int | None = None) -> int:
+    """How many messages a stream holds; `missing` if there is no such stream. Raises `ConnectionFailed`."""
     answer = await _ask(nc, f"STREAM.INFO.{stream}", {})
-    if "state" not in answer:
-        raise ConnectionFailed(f"stream {stream} does not answer: {answer.get('error', {}).get('description')}")
-    return int(answer["state"]["messages"])
+    if "state" in answer:
+        return int(answer["state"]["messages"])
+    error = answer.get("error", {})
+    if missing is not None and error.get("err_code") == _NO_STREAM:
+        return missing
+    raise ConnectionFailed(f"stream {stream} does not answer: {error.get('description')}")
+
+
+async def delete_stream(nc: Client, stream: str) -> None:
+    """Delete a stream, if there is one, with all that it holds. Raises `ConnectionFailed`."""
+    error = await _api(nc, f"STREAM.DELETE.{stream}", {})
+    if error and error.get("err_code") != _NO_STREAM:
+        raise ConnectionFailed(f"stream {stream} cannot be deleted: {error.get('description')}")
 
 
 async def _api(nc: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +248,9 @@ async def _ask(nc: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
     try:
         reply = await nc.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=10)
     except nats.errors.NoRespondersError:
-        raise ConnectionFailed("the server answers, but JetStream is not enabled on it (start it with -js)") from None
+        raise ConnectionFailed(
+            "the server answers, but JetStream is not enabled on it (start it with -js)", code="no_jetstream"
+        ) from None
     except nats.errors.TimeoutError:
         raise ConnectionFailed("JetStream did not answer within 10 s") from None
     answer: dict[str, Any] = json.loads(reply.data)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, backup, batch, dlq, doctor, network, tasks, trace
 
 __all__ = ["app"]
 
@@ -51,6 +51,8 @@ for command in (
     accounts.accounts,
     accounts.credit,
     accounts.limit,
+    backup.backup,
+    backup.restore,
     doctor.doctor,
     doctor.config,
 ):

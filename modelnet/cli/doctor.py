@@ -148,6 +148,7 @@ async def _bus(settings: Settings) -> list[Finding]:
         advice = "a negotiator makes them when it starts: modelnet up, or python -m modelnet.run workers.negotiator:app"
         findings.append(Finding("streams", not missing, detail, advice))
         if not missing:
+            findings += [await _storage(nc), *await _durability(nc, settings)]
             client = Client(nc, settings)
             found = await client.workers()
             names = ", ".join(worker.card.worker for worker in found)
@@ -159,6 +160,39 @@ async def _bus(settings: Settings) -> list[Finding]:
         return findings
     finally:
         await nc.close()
+
+
+async def _storage(nc: Bus) -> Finding:
+    """Streams that answer questions may still store nothing: a full disk."""
+    from modelnet.bus.storage import check_storage
+
+    started = time.perf_counter()
+    try:
+        await check_storage(nc)
+    except ModelnetError as error:
+        advice = "free space on the server's disk; if tasks are refused still, restart nats-server (up does so itself)"
+        return Finding("storage", False, f"{error.message} [{error.wire_code}]", advice)
+    return Finding("storage", True, f"stores, {(time.perf_counter() - started) * 1e3:.2f} ms")
+
+
+async def _durability(nc: Bus, settings: Settings) -> list[Finding]:
+    """The level named, and everything it rests on."""
+    from modelnet.bus.durability import verify_durability
+
+    assured = await verify_durability(nc, settings)
+    words = {True: "", False: "NOT SO: ", None: "not verified: "}
+    lost = [one.what for one in assured if one.holds is False]
+    open_ = [one.what for one in assured if one.holds is None]
+    detail = f"{settings.durability} is named" + (f"; not met by {', '.join(lost)}" if lost else "")
+    detail += f"; not verified for {', '.join(open_)}" if open_ else "" if lost else ", and verified"
+    advice = "MODELNET_DURABILITY names a level, the servers have to be set to it: docs/reliability.md"
+    return [
+        Finding("durability", not (lost or open_), detail, advice, needed=False),
+        *(
+            Finding(f"  {one.what}", bool(one.holds), words[one.holds] + one.detail, one.advice, needed=False)
+            for one in assured
+        ),
+    ]
 
 
 async def _rtt(nc: Bus) -> float:

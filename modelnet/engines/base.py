@@ -184,6 +184,10 @@ class Engine(Protocol):
         """The model as it was named when the engine was opened."""
 
     @property
+    def software(self) -> str:
+        """What runs it, for people: `vLLM`."""
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together; known once started."""
 

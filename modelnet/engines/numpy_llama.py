@@ -55,6 +55,8 @@ class _Request:
 class NumpyCore:
     """A `StepCore`."""
 
+    software = "NumPy"
+
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:
         self.model = model
         self.max_model_len = max_model_len or 0

@@ -19,6 +19,7 @@ class StepCore(Protocol):
     """A model runner. All but `encode` and `state` are called on the stepping thread only."""
 
     model: str
+    software: str
     max_model_len: int
 
     def load(self) -> None: ...

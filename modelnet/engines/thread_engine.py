@@ -69,6 +69,10 @@ class ThreadEngine:
         return self._core.model
 
     @property
+    def software(self) -> str:
+        return self._core.software
+
+    @property
     def max_model_len(self) -> int:
         return self._core.max_model_len
 

@@ -50,6 +50,8 @@ def _encoder(engine: Any) -> Encoder:
 class VllmCore:
     """LLMEngine as a `StepCore`."""
 
+    software = "vLLM"
+
     # EngineCore.shutdown tears down torch.distributed for the whole process, so only the last one out may do it.
     # Changed on the stepping thread only.
     _loaded = 0
@@ -170,6 +172,10 @@ class VllmAsyncEngine:
     @property
     def model(self) -> str:
         return self._model
+
+    @property
+    def software(self) -> str:
+        return "vLLM, a process of its own"
 
     @property
     def max_model_len(self) -> int:

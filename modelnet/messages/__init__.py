@@ -24,6 +24,7 @@ from .base import Capability, Digest, Identifier, Message, Micro, Part, Pattern,
 from .contract import Contract, digest_of
 from .dead_letter import DeadLetter
 from .journal import Awarded, CancelAsked, JournalEntry, Waiting, decode_entry
+from .reference import Reference
 from .result import (
     Delta,
     ErrorInfo,
@@ -79,6 +80,7 @@ __all__ = [
     "Part",
     "Pattern",
     "Progress",
+    "Reference",
     "Refusal",
     "Reset",
     "ResultEvent",

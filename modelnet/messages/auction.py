@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Capability, Digest, Identifier, Message, Micro, Part
+from .reference import Reference
 from .result import ErrorInfo, Failure, Output, Usage
 from .task import Selector
 
@@ -98,7 +99,8 @@ class Award(Message):
     tenant: Identifier
     attempt: int = Field(ge=1, description="Fencing epoch: 1, 2, …")
     capability: Capability
-    input: dict[str, Any]
+    input: dict[str, Any] = Field(default_factory=dict, description="Empty if it is stored.")
+    input_ref: Reference | None = Field(default=None, description="Where the input is stored, if it is large.")
     price: Micro = Field(description="What will be paid for an accepted output.")
     from_number: int = Field(default=0, ge=0, description="The attempt's first event is numbered from_number + 1.")
     resume: Resume | None = Field(default=None, description="What to continue; null to begin at the beginning.")
@@ -155,6 +157,7 @@ class Done(Message):
     auction: Identifier | None = None
     number: int = Field(ge=1, description="Number of the attempt's last event.")
     output: dict[str, Any] | None = None
+    output_ref: Reference | None = Field(default=None, description="Where the output is stored, if it is large.")
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     error: ErrorInfo | None = None
     retryable: bool = Field(default=False, description="Whether another worker may try after this error.")
@@ -171,7 +174,8 @@ class Done(Message):
             attempt=last.attempt,
             auction=last.auction,
             number=last.number,
-            output=good.output if good else None,
+            output=good.output if good and good.output_ref is None else None,
+            output_ref=good.output_ref if good else None,
             digest=good.digest if good else None,
             error=bad.error if bad else None,
             retryable=bad.retryable if bad else False,

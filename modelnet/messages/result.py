@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Capability, Digest, Identifier, Message, Micro, Part
+from .reference import Reference
 
 __all__ = [
     "Delta",
@@ -73,7 +74,8 @@ class Output(_Numbered):
     """The whole answer: the last event of an attempt that succeeded."""
 
     kind: Literal["output"] = "output"
-    output: dict[str, Any]
+    output: dict[str, Any] = Field(default_factory=dict, description="Empty if it is stored.")
+    output_ref: Reference | None = Field(default=None, description="Where the output is stored, if it is large.")
     digest: Digest
     usage: Usage = Field(default_factory=Usage)
 
@@ -112,6 +114,7 @@ class Final(Message):
     capability: Capability
     status: Literal["completed", "failed", "expired", "cancelled"]
     output: dict[str, Any] | None = None
+    output_ref: Reference | None = Field(default=None, description="Where the output is stored, if it is large.")
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     worker: Identifier | None = None
     owner: Identifier | None = Field(default=None, description="Who owns the worker: to whom the price goes.")

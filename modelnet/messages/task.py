@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .base import Capability, Digest, Identifier, Message, Micro, Part, new_id
+from .reference import Reference
 
 __all__ = ["DEFAULT_BUDGET", "DEFAULT_DEADLINE_S", "MAX_DEADLINE_S", "Selector", "Task"]
 
@@ -39,7 +40,10 @@ class Task(Message):
     id: Identifier = Field(default_factory=new_id, description="Unique per tenant; publishing it twice is harmless.")
     tenant: Identifier = Field(default="default", description="Who pays.")
     capability: Capability = Field(description="What is needed, as exactly as the publisher knows.")
-    input: dict[str, Any] = Field(description="The input, as the capability's contract wants it.")
+    input: dict[str, Any] = Field(
+        default_factory=dict, description="The input, as the capability's contract wants it; empty if it is stored."
+    )
+    input_ref: Reference | None = Field(default=None, description="Where the input is stored, if it is large.")
     budget: Micro = Field(default=DEFAULT_BUDGET, description="Most that may be paid, in micro-credits.")
     value: Micro | None = Field(
         default=None, description="Worth of a good answer in micro-credits; the budget if null."

@@ -189,10 +189,12 @@ async def test_a_watcher_decides_over_each_frame(
     nats_server: EmbeddedNats, verdict: Verdict, arrives: list[bytes]
 ) -> None:
     async with staged(nats_server) as stage:
-        heard: list[bytes] = []
+        heard, all_heard = list[bytes](), asyncio.Event()
 
         async def hear(msg: Msg) -> None:
             heard.append(msg.data)
+            if len(heard) >= len(arrives):
+                all_heard.set()
 
         await stage.straight.subscribe("said", cb=hear)
         await stage.straight.flush()
@@ -211,6 +213,7 @@ async def test_a_watcher_decides_over_each_frame(
                 await stage.behind.flush(timeout=0.3)
         else:
             await stage.behind.flush()
+        await asyncio.wait_for(all_heard.wait(), PATIENCE_S)
         await stage.straight.flush()
         assert heard == arrives
 

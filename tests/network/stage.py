@@ -87,9 +87,13 @@ class Network:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.clear()
+        await self._stack.aclose()
+
+    async def clear(self) -> None:
+        """Let everybody leave, the last to come first."""
         for party in reversed(list(self._apps)):
             await self.stop(party)
-        await self._stack.aclose()
 
     async def _reconnected(self) -> None:
         self.on_reconnect()

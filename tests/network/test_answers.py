@@ -248,7 +248,7 @@ async def test_output_above_the_limit_is_refused_by_name(network: Network) -> No
 
     @worker.capability("big.output")
     async def big(ctx: modelnet.Context, input: Json) -> Json:
-        return {"text": "x" * (network.config.max_body_bytes + 1)}
+        return {"text": "x" * (network.config.max_object_bytes + 1)}
 
     await network.join(worker)
     final = await (await network.client.submit("big.output", {})).final()

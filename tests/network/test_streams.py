@@ -181,7 +181,7 @@ async def test_what_cannot_be_meant_is_refused_before_it_is_sent(
 
 async def test_an_input_above_the_limit_is_refused(network: Network) -> None:
     with pytest.raises(TooLarge):
-        await network.client.submit("speak.x", {"text": "x" * network.config.max_body_bytes})
+        await network.client.submit("speak.x", {"text": "x" * network.config.max_object_bytes})
 
 
 async def test_a_reader_sees_no_gap_and_no_repeat_over_a_restart_of_the_server(

@@ -22,6 +22,8 @@ class History:
         self.workers: dict[str, SimulatedWorker] = {}
         self.shells: list[Shell] = []
         self.takeovers = self.deaths = self.freezes = self.cuts = 0
+        self.aimed = world.random.random() < 0.2
+        """Whether workers fail at work, again and again, as if their tasks did it."""
         world.on_cancelled = self._cancelled
         for n in range(world.random.randint(1, 4)):
             self._start_worker(f"w{n}", world.random.randint(1, 2), continues=world.random.random() < 0.6)
@@ -35,7 +37,7 @@ class History:
         random, world = self.world.random, self.world
         for _ in range(random.choice([0, 1, 2, 3])):
             world.at(random.uniform(0.0, CALM_S), self._negotiator_fails)
-        for _ in range(random.choice([0, 1, 2, 4])):
+        for _ in range(30 if self.aimed else random.choice([0, 1, 2, 4])):
             world.at(random.uniform(0.0, CALM_S), self._worker_fails)
         for _ in range(random.choice([0, 1, 2]) if world.books else 0):
             world.at(random.uniform(0.0, CALM_S), self._ledger_fails)
@@ -133,7 +135,8 @@ class History:
     def _worker_fails(self) -> None:
         """It dies and a new process takes its id, it freezes and goes on, or it is cut off for a while."""
         random = self.world.random
-        worker = self.workers[random.choice(sorted(self.workers))]
+        at_work = [name for name, worker in self.workers.items() if list(worker.slots)]
+        worker = self.workers[random.choice(sorted(at_work if at_work and self.aimed else self.workers))]
         if worker.dead:
             return
         back_s, kind = random.uniform(0.1, 8.0), random.choice(["dies", "freezes", "is cut off"])

@@ -157,18 +157,20 @@ class SimulatedWorker(Party):
             stamp = self._stamp(award, number)
             self._end(key, Failure(**stamp, error=ErrorInfo(code="expired")))
 
-    def _publish(self, key: Key, event: Event) -> None:
+    def _publish(self, key: Key, event: Event, then: Callable[[], None] = lambda: None) -> None:
         """In order, and for certain unless the connection breaks on the way."""
         self._kept.setdefault(key, []).append(event)
-        self._transmit(event)
+        self._transmit(event, then)
 
-    def _transmit(self, event: Event) -> None:
+    def _transmit(self, event: Event, then: Callable[[], None] = lambda: None) -> None:
+        """`then`: what is sent behind it, so that it cannot arrive unless the event did."""
         world, connection = self.world, self._connection
         self._arrives_at = max(self._arrives_at, world.now + world.random.expovariate(100.0))
 
         def arrive() -> None:
             if connection == self._connection and not self.cut:
                 world.store(event.task, event)
+                then()
 
         if not self.cut:
             world.at(self._arrives_at - world.now, arrive)
@@ -199,11 +201,13 @@ class SimulatedWorker(Party):
         negotiator = self.slots.on_ended(key)
         done = Done.of(last, key.tenant)
 
-        def tell() -> None:
-            self._publish(key, last)
+        def notify() -> None:
             for shell in self.shells:
                 if shell.name == negotiator:
                     self.world.send(shell, partial(shell.on_done, done))
+
+        def tell() -> None:
+            self._publish(key, last, notify)
 
         if self.cut:
             self._to_tell.append(tell)

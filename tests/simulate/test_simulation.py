@@ -25,13 +25,14 @@ def test_every_task_ends_once_and_its_readers_see_why(group: int) -> None:
 
 def test_the_faults_reach_every_kind_of_end() -> None:
     ends, events = Counter[str](), Counter[str]()
-    for seed in range(300):
+    for seed in range(1000):
         history = History(seed)
         history.play()
         ends.update(final.status for final in history.ends())
         ends.update(final.error.code for final in history.ends() if final.error)
         events.update(history.kinds())
-    assert {"completed", "failed", "expired", "cancelled", "worker_error", "worker_lost", "no_funds"} <= set(ends), ends
+    wanted = {"completed", "failed", "expired", "cancelled", "worker_error", "worker_lost", "poison", "no_funds"}
+    assert wanted <= set(ends), ends
     assert min(events[kind] for kind in ("adopted", "continued", "reset")) > 5, events
 
 
