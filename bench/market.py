@@ -15,7 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.marketplace import Network, Played, Router, network, play
@@ -26,6 +26,9 @@ __all__ = ["Score", "main", "run"]
 
 LOADS = (0.3, 0.5, 0.7, 0.85, 0.95)
 SHADOWS = (None, 0.0, 20.0, 40.0, 80.0, 120.0, 160.0, 240.0, 320.0)
+FIRST_SEED = 100
+"""The constants of modelnet/market/scarcity.py and the sellers' backlog were chosen on seeds 0 to 2: not used here."""
+
 WARM_UP = 0.15
 """Share of the tasks, the first, that only warm caches and teach the market."""
 
@@ -86,11 +89,14 @@ def run(loads: tuple[float, ...], seeds: int, tasks: int) -> tuple[list[Score], 
     """All routers at all loads, and the market's mean time for a decision in s."""
     scores, decisions, seconds = list[Score](), 0, 0.0
     for load in loads:
-        for seed in range(seeds):
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             world = network(seed, tasks, load)
             market = Market(world)
             routers: list[Router] = [market, *(kind(world, seed) for kind in BASELINES)]
             scores += [score(router.name, load, seed, world, play(world, router)) for router in routers]
+            bare = replace(world, sellers=[replace(seller, backlog=0) for seller in world.sellers])
+            plain = Market(bare, plain=True)
+            scores.append(score(plain.name, load, seed, bare, play(bare, plain)))
             knowing = [
                 score("oracle", load, seed, world, play(world, Clairvoyant(world, shadow))) for shadow in SHADOWS
             ]

@@ -20,6 +20,7 @@ RESULTS = Path(__file__).with_name("results")
 SHOWN: tuple[str, ...] = (
     "oracle",
     "market",
+    "market, plain bids",
     "prefix-aware (Dynamo)",
     "prefix-aware (llm-d)",
     "least connections",

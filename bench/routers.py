@@ -212,8 +212,12 @@ class Market:
     name = "market"
     central = True
 
-    def __init__(self, network: Network, *, keep: bool = False) -> None:
-        """`keep`: the transcripts."""
+    def __init__(self, network: Network, *, keep: bool = False, plain: bool = False) -> None:
+        """`keep`: the transcripts. `plain`: workers ask what the work costs them, without scarcity; for a network whose
+        workers keep no backlog this is how those on the bus bid today."""
+        self._plain = plain
+        if plain:
+            self.name = "market, plain bids"
         self.records, self.prices = TrackRecords(), ReferencePrices()
         self.transcripts: list[Transcript] = []
         self.decisions, self.seconds = 0, 0.0
@@ -237,7 +241,8 @@ class Market:
         )
         candidates, bids = [], []
         for work in workers:
-            work.scarcity.asked(full=work.full)
+            if not self._plain:
+                work.scarcity.asked(full=work.full)
             if work.full or work.number in failed:
                 continue
             seller = work.seller
