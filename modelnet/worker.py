@@ -345,7 +345,9 @@ class Worker:
     async def _on_order(self, msg: Msg) -> None:
         order = msg.subject.rsplit(".", 1)[1]
         try:
-            if order == "award":
+            if order in ("award", "adopt") and not msg.reply:
+                log.warning("order_malformed", subject=msg.subject, reason="it names no subject for the answer")
+            elif order == "award":
                 await self._on_award(msg, m.Award.decode(msg.data))
             elif order == "adopt":
                 await self._reply(msg, self._attempts.on_adopt(m.AdoptAttempt.decode(msg.data)))

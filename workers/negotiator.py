@@ -145,7 +145,8 @@ class Negotiator:
         self._records: dict[str, tuple[str, bytes, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
-        self._fetching: dict[int, Msg] = {}
+        self._fetching: dict[tuple[str, str], Msg] = {}
+        """Tasks whose large inputs are on their way, before they are held."""
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._validators: dict[tuple[str, str], Any] = {}
         self._absent: dict[str, int] = {}
@@ -352,28 +353,33 @@ class Negotiator:
             if not self._directory.knows(task.capability):
                 await self._relist()
             entries = await journal.read(self._nc, task.tenant, task.id)
-        if held := self._held.get(_key(task)):
-            if held.msg.metadata.sequence.stream == msg.metadata.sequence.stream:
+        held = self._held.get(_key(task))
+        had = held.msg if held is not None else self._fetching.get(_key(task))
+        if had is not None:
+            if had.metadata.sequence.stream != msg.metadata.sequence.stream:
+                await msg.ack()  # published twice
+            elif held is not None:
                 held.msg = msg  # delivered again because an in-progress was late: this reply is the live one
             else:
-                await msg.ack()
+                self._fetching[_key(task)] = msg
             await self._intake.release()
             return
         if task.input_ref is None:
             await self._take(msg, task, entries)
             return
-        self._fetching[msg.metadata.sequence.stream] = msg
+        self._fetching[_key(task)] = msg
         try:
             async with self._large:
                 value = await self._bodies.fetch(task.input_ref)
                 examined = await asyncio.to_thread(self._examine, task, value, task.input_ref.size)
                 del value
         except (ObjectLost, TooLarge) as error:
-            await self._take(msg, task, entries, refused=ErrorInfo(code=error.wire_code, message=error.message))
+            refused = ErrorInfo(code=error.wire_code, message=error.message)
+            await self._take(self._fetching[_key(task)], task, entries, refused=refused)
         else:
-            await self._take(msg, task, entries, examined)
+            await self._take(self._fetching[_key(task)], task, entries, examined)
         finally:
-            del self._fetching[msg.metadata.sequence.stream]
+            del self._fetching[_key(task)]
 
     def _examine(self, task: Task, value: dict[str, Any], size: int) -> tuple[dict[str, str | None], Features]:
         """How an input breaks each contract it might be worked on under, and what bidders learn of it."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Any
 
 from faststream import AckPolicy
 from faststream.nats import NatsBroker
 from faststream.specification import AsyncAPI
+from nats.aio.client import Client, ErrorCallback
 
 from modelnet.settings import Settings
 
@@ -18,7 +20,22 @@ __all__ = ["make_broker", "specification"]
 
 
 class Broker(NatsBroker):
-    """A broker that can be stopped while its server is away: nats-py refuses to drain a connection that is lost."""
+    """A broker whose subscriptions outlive their handlers' errors, and that can be stopped while its server is away.
+
+    FastStream raises some NATS errors again from its error callback, among them that of a publish without a subject.
+    That is right while it connects; later nats-py ends the subscription whose handler failed, without a word. And
+    nats-py refuses to drain a connection that is lost.
+    """
+
+    def __init__(self, *, error_cb: ErrorCallback, **options: Any) -> None:
+        super().__init__(error_cb=error_cb, **options)
+        self._on_error = error_cb
+
+    async def connect(self) -> Client:
+        """Connect, once."""
+        connection = await super().connect()
+        connection._error_cb = self._on_error
+        return connection
 
     async def stop(
         self,

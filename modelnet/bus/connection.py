@@ -28,7 +28,10 @@ def connection_options(
     """
 
     async def on_error(error: Exception) -> None:
-        log.debug("bus_error", connection=name, error=repr(error))
+        if isinstance(error, (nats.errors.Error, OSError)):
+            log.debug("bus_error", connection=name, error=repr(error))
+        else:  # raised by a subscription's handler
+            log.error("handler_failed", connection=name, error=repr(error), exc_info=error)
 
     async def on_disconnect() -> None:
         log.warning("bus_disconnected", connection=name)

@@ -16,7 +16,7 @@ from modelnet.bus import journal, subjects
 from modelnet.bus.catalogue import Catalogue, contract_key
 from modelnet.bus.replay import read_all
 from modelnet.bus.streams import CATALOGUE, setup_bus
-from modelnet.messages import Contract, DeadLetter, Task, new_id
+from modelnet.messages import AdoptAttempt, Award, Beat, Contract, DeadLetter, Task, new_id
 from tests.network.stage import Network
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -102,6 +102,32 @@ async def test_garbage_on_any_subject_is_survived(network: Network, worker: mode
             await network.bus.publish(subject.format(**names), body, reply=inbox)
         await ear.until(lambda heard: len(heard) >= 2 * len(bodies))
     await still_works(network)
+
+
+async def test_an_order_that_asks_for_no_answer_is_not_obeyed(network: Network, worker: modelnet.Worker) -> None:
+    """It would be an attempt that nobody knows to run; and its answer must not fail for want of a subject."""
+    (negotiator,) = network.negotiators
+    task = new_id()
+    award = Award(
+        auction=new_id(),
+        negotiator=negotiator.id,
+        task=task,
+        tenant="default",
+        attempt=1,
+        capability="garbage.echo",
+        input={"text": "x"},
+        price=0,
+        remaining_ms=5000,
+    )
+    adopt = AdoptAttempt(tenant="default", task=task, attempt=1, negotiator=negotiator.id)
+    async with network.ear("worker.sturdy.*") as ear, network.ear(f"result.default.{task}.>") as results:
+        await network.bus.publish(subjects.award("sturdy"), award.encode())
+        await network.bus.publish(subjects.adopt("sturdy"), adopt.encode())
+        await ear.until(lambda heard: len(heard) == 2)
+        await still_works(network)
+        assert not results.heard
+    beat = Beat.decode((await network.bus.request(subjects.query("sturdy"), b"{}", timeout=5)).data)
+    assert beat.running == ()
 
 
 async def test_a_drain_without_sense_drains_nobody(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import modelnet
-from modelnet.bus import objects
+from modelnet.bus import objects, subjects
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.bus.replay import read_all
 from modelnet.errors import MalformedInput, ObjectLost, TooLarge
@@ -112,6 +112,22 @@ async def test_the_same_task_twice_has_one_input(network: Network) -> None:
     objects_of = {subject.split(".")[3] for subject in await stored(network) if subject.split(".")[2] == id}
     assert len(objects_of) == 2, "one input, one output"
     assert {subject.split(".")[3] for subject in chunks if subject.split(".")[2] == id} <= objects_of
+    await network.stop(worker)
+
+
+async def test_a_task_that_comes_twice_while_its_input_is_fetched_takes_one_slot(network: Network) -> None:
+    worker, held = await echo(network, "again"), 4
+    (negotiator,) = network.negotiators
+    await network.stop(negotiator)
+    negotiator = await network.negotiator(max_in_flight=held)
+    value, client = {"text": text(300 * KIB)}, network.client
+    for _ in range(2 * held):
+        id = new_id()
+        reference = await client.bodies.store(value, client.settings.tenant, id, PATIENCE_S)
+        task = Task(id=id, capability="large.again", input_ref=reference)
+        for _ in range(2):  # without a message id, so the server does not see that it is one
+            await network.bus.publish(subjects.task(task), task.encode())
+        assert (await client.task(id).result()).status == "completed"
     await network.stop(worker)
 
 
