@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-all check format schemas compose-test chaos bench clean
+.PHONY: help setup demo test test-all check format schemas compose-test chaos bench bench-market clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -46,6 +46,12 @@ chaos: setup     ## ten minutes of faults against a network under load, then gar
 
 bench: setup     ## what the network adds to a bare round trip
 	$(BIN)/python -m bench.overhead
+
+bench-market:    ## the market against routers, in simulation (minutes), and as the network grows (half an hour)
+	$(VENV)/bin/uv pip install --quiet --python $(BIN)/python -e ".[bench]"
+	$(BIN)/python -m bench.market --write
+	$(BIN)/python -m bench.market_scale --write
+	$(BIN)/python -m bench.market_plots
 
 clean:           ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -431,6 +431,23 @@ class Client:
         trace.attempts = [_attempt(at, entry, events) for at, entry in trace.journal if isinstance(entry, Awarded)]
         return trace
 
+    async def transcripts(
+        self, id: str | None = None, *, since_s: float | None = None, tenant: str | None = None
+    ) -> list[tuple[float, Transcript]]:
+        """Auctions of one task, or of all tasks of a tenant, each with when it was stored; those of the last `since_s`.
+
+        Raises `UnknownTask` for a task that no auction was held for, or whose transcripts are gone.
+        """
+        tenant = tenant or self.settings.tenant
+        since = time.time() - since_s if since_s is not None else None
+        found = list[tuple[float, Transcript]]()
+        async for stored in read_all(self.bus, "AUDIT", subjects.audit(tenant, id or "*"), since=since):
+            with contextlib.suppress(ValidationError):
+                found.append((stored.time, Transcript.decode(stored.body)))
+        if id is not None and not found:
+            raise UnknownTask(f"no auction of task {id!r} of tenant {tenant!r} is on record")
+        return found
+
     async def round_trip_ms(self) -> float:
         """Time of a ping to the server and back."""
         return await self.bus.rtt() * 1e3 if hasattr(self.bus, "rtt") else await self._flush_ms()

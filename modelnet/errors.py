@@ -10,6 +10,10 @@ ModelnetError
 ├── BusFull                    the task stream is at its bound; try again later
 ├── TooLarge                   a body exceeds what may travel
 ├── ObjectLost                 a large body cannot be had any more
+├── LedgerAway                 Redis cannot be reached or takes no writes
+├── UnknownAccount             the ledger has no account of this name
+├── NoFunds                    an account does not have what should be taken from it
+├── GrantConflict              a grant of this id was made with another amount
 └── TaskError                  a task did not complete; its Final says why
     ├── TaskFailed             no worker could answer it
     ├── TaskExpired            its deadline passed
@@ -26,8 +30,11 @@ __all__ = [
     "AuthenticationFailed",
     "BusFull",
     "ConnectionFailed",
+    "GrantConflict",
+    "LedgerAway",
     "MalformedInput",
     "ModelnetError",
+    "NoFunds",
     "ObjectLost",
     "Reject",
     "TaskCancelled",
@@ -35,6 +42,7 @@ __all__ = [
     "TaskExpired",
     "TaskFailed",
     "TooLarge",
+    "UnknownAccount",
     "UnknownTask",
     "UnknownWorker",
     "UsageError",
@@ -108,6 +116,31 @@ class ObjectLost(ModelnetError):
     """Raised for a large body that has expired, was never stored whole, or is not what its reference says."""
 
     code = "object_lost"
+
+
+class LedgerAway(ModelnetError):
+    """Raised by the ledger when Redis does not answer or refuses a write. What was asked may have been done or not: ask
+    again, every operation is idempotent."""
+
+    code = "ledger_away"
+
+
+class UnknownAccount(ModelnetError):
+    """Raised by the ledger for an account that was never credited, limited or paid."""
+
+    code = "unknown_account"
+
+
+class NoFunds(ModelnetError):
+    """Raised by the ledger when more should be taken out of an account than it has. Nothing was taken."""
+
+    code = "no_funds"
+
+
+class GrantConflict(ModelnetError):
+    """Raised by the ledger for a grant whose id was used before, with another amount. Nothing was granted."""
+
+    code = "grant_conflict"
 
 
 class TaskError(ModelnetError):

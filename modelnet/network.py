@@ -1,4 +1,4 @@
-"""Network: everything a modelnet needs on one machine, as child processes: servers, negotiators, workers.
+"""Network: everything a modelnet needs on one machine, as child processes: servers, negotiators, workers, a ledger.
 
 It keeps its streams and logs in a data folder, writes `network.json` there so that commands find it, and leaves nothing
 running, however it ends.
@@ -91,6 +91,8 @@ class Network:
         self._servers: list[ChildProcess] = []
         self._negotiators: list[ChildProcess] = []
         self._workers: list[ChildProcess] = []
+        self._ledgers: list[ChildProcess] = []
+        self._ledger_start: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self.absent: dict[str, str] = {}
         """Workers that did not start, and why."""
@@ -98,7 +100,7 @@ class Network:
     @property
     def processes(self) -> list[ChildProcess]:
         """All children, servers first."""
-        return [*self._servers, *self._negotiators, *self._workers]
+        return [*self._servers, *self._negotiators, *self._workers, *self._ledgers]
 
     async def __aenter__(self) -> Self:
         try:
@@ -132,6 +134,8 @@ class Network:
             self._start_negotiators(logs),
             *(self._start_worker(name, worker, logs) for name, worker in zip(names, self._worker_list, strict=True)),
         )
+        # Nobody waits for it: what it has to settle stays in the journal until it has.
+        self._ledger_start = asyncio.create_task(self._start_ledger(logs))
         if self._worker_list and not self._workers:
             self._report("no worker is running: tasks will wait for one")
         if self._guard is not None:
@@ -169,14 +173,13 @@ class Network:
     async def _start_servers(self, logs: Path) -> None:
         ports = self._read(_PORTS_FILE)
         held = () if self._lock is None else (self._lock,)
-        sync_always = self._config.durability == "power"
         if not self.url:
             nats = EmbeddedNats(
                 self.data / "nats",
                 port=ports.get("nats"),
                 log_dir=logs,
                 pass_fds=held,
-                sync_always=sync_always,
+                sync_always=self._config.durability == "power",
                 monitored=True,
             )
             self._servers.append(nats)
@@ -184,9 +187,7 @@ class Network:
             self.monitor_url = nats.monitor_url
             self._guard = StorageGuard(nats, self._config)
         if not self.redis_url:
-            redis = EmbeddedRedis(
-                self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held, sync_always=sync_always
-            )
+            redis = EmbeddedRedis(self.data / "redis", port=ports.get("redis"), log_dir=logs, pass_fds=held)
             self._servers.append(redis)
             self.redis_url, ports["redis"] = redis.url, redis.port
         self._write(_PORTS_FILE, ports)
@@ -208,6 +209,18 @@ class Network:
         self._report(
             "1 negotiator is up" if self._negotiator_count == 1 else f"{self._negotiator_count} negotiators up"
         )
+
+    async def _start_ledger(self, logs: Path) -> None:
+        ledger = self._child("ledger", "workers.ledger:app", logs, ready=b"ledger_started", env={})
+        self._ledgers.append(ledger)
+        try:
+            await ledger.start()
+        except StartFailed as failure:
+            self._ledgers.remove(ledger)
+            reason = str(failure).strip().rpartition("\n")[2]
+            self._report(
+                f"the ledger did not start, so nothing is settled: {reason} (all of it: {logs / 'ledger'}.log)"
+            )
 
     async def _start_worker(self, name: str, worker: WorkerProcess, logs: Path) -> None:
         if not worker.required and not _importable(worker.app):
@@ -245,11 +258,14 @@ class Network:
     # ------------------------------------------------------------------ stopping
 
     async def stop(self, grace_s: float = 15.0) -> None:
-        """Stop workers, then negotiators, then servers, so that each can still finish what it owes the next."""
+        """Stop workers, negotiators, ledger, servers, in this order: each can still finish what it owes the next."""
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
-        for group in (self._workers, self._negotiators, self._servers):
+        if self._ledger_start is not None:
+            self._ledger_start.cancel()
+            await asyncio.gather(self._ledger_start, return_exceptions=True)
+        for group in (self._workers, self._negotiators, self._ledgers, self._servers):
             await asyncio.gather(*(child.stop(grace_s) for child in group))
             group.clear()
         if self._lock is not None:

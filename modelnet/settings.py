@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         description="host:port where this process answers GET /ready. Empty: nowhere.",
     )
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
+    free_tenants: bool = Field(
+        default=True, description="Tenants without an account are served for nothing; false: they have no funds."
+    )
     owner: str = Field(default="local", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who owns workers started here.")
     user: str = Field(default="", description="User name for the NATS server.")
     password: str = Field(default="", description="Password for the NATS server.", repr=False)

@@ -7,12 +7,13 @@ any moment: a task is acknowledged only after its Final stands in the journal.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import nats.errors
 import structlog
@@ -27,12 +28,24 @@ from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.intake import TaskIntake
+from modelnet.bus.metering import MeteredTenants
 from modelnet.bus.streams import last_sequence, setup_bus
 from modelnet.bus.takeover import ask_worker, read_streamed
 from modelnet.contracts import check, compile_schema, features_of
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge, UsageError
 from modelnet.log import setup_logging
-from modelnet.market import Candidate, Directory, Line, Negotiation, Pace, Place, Policy, ReferencePrices, State
+from modelnet.market import (
+    Candidate,
+    Directory,
+    Line,
+    Negotiation,
+    Pace,
+    Place,
+    Policy,
+    ReferencePrices,
+    State,
+    TrackRecords,
+)
 from modelnet.market import commands as cmd
 from modelnet.messages import (
     AdoptAttempt,
@@ -55,12 +68,21 @@ from modelnet.messages import (
 )
 from modelnet.settings import Settings, settings
 
+if TYPE_CHECKING:
+    from modelnet.store.ledger import Ledger
+
 T = TypeVar("T")
 
 log = structlog.get_logger("negotiator")
 
 WAITING_SHARE = 0.5
 """Of the tasks held, those of one capability that may wait for a free worker; more go back to the stream."""
+
+UNFUNDED_SHARE = 0.25
+"""Of the tasks held, those that may wait for the ledger; more go back to the stream, so that free tenants' go on."""
+
+LEDGER_TIMEOUT_S = 3.0
+"""Longest wait for the ledger before a task's readers are told that it is away."""
 
 TENANT_SHARE = 0.75
 """Of the tasks held, those of one tenant and class; more go back to the stream, to let others' be seen."""
@@ -129,13 +151,21 @@ class Negotiator:
             award_timeout_s=config.award_timeout_ms / 1e3,
             max_attempts=config.max_attempts,
         )
-        self._directory = Directory(lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic())
+        self._track = TrackRecords()
+        self._directory = Directory(
+            lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
+        )
         self._prices = ReferencePrices()
         self._clock = ServerClock()
         self._held: dict[tuple[str, str], _Held] = {}
         self._by_auction: dict[str, _Held] = {}
         self._waiting = Line[_Held](max(int(config.max_in_flight * WAITING_SHARE), 1))
         self._called = set[_Held]()
+        self._unfunded = set[_Held]()
+        """Those that wait for the ledger."""
+        self._most_unfunded = max(int(config.max_in_flight * UNFUNDED_SHARE), 1)
+        self._ledger: Ledger | None = None
+        self._ledger_away = False
         self._share = max(int(config.max_in_flight * TENANT_SHARE), 1)
         self._by_tenant = Counter[tuple[str, int]]()
         self._pace = Pace(least_s=RETURN_S, rate=RETURNS_PER_S)
@@ -165,6 +195,11 @@ class Negotiator:
         await setup_bus(nc, ack_wait_s=self._settings.ack_wait_s, replicas=self._settings.replicas)
         self._catalogue = Catalogue(nc)
         self._bodies = Bodies(nc, self._settings)
+        self._metered = MeteredTenants(nc)
+        await self._metered.listen()
+        await self._metered.refresh()
+        if self._metered:
+            await self._open_ledger()
         await self._clock.sync(nc)
         await self._relist()
         self._inbox = nc.new_inbox()
@@ -193,6 +228,8 @@ class Negotiator:
             if held.negotiation.state is not State.DONE:
                 await self._nc.publish(held.msg.reply, b"-NAK")
             self._forget(held)
+        if self._ledger is not None:
+            await self._ledger.close()
         if self._nc.is_connected:
             await self._nc.flush()
         log.info("negotiator_stopped", negotiator=self.id)
@@ -202,6 +239,7 @@ class Negotiator:
         self._queued_before = None
         await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
         await self._intake.reset()
+        await self._metered.refresh()
         self._queued_before = await last_sequence(self._nc, "TASKS")
 
     async def _tick(self) -> None:
@@ -229,6 +267,7 @@ class Negotiator:
                 if now - last_list >= RELIST_S:
                     last_list = now
                     await self._relist()
+                    await self._metered.refresh()
                     await self._clock.sync(self._nc)
                 for token, (held, since) in list(self._writes.items()):
                     if now - since > JOURNAL_TIMEOUT_S:
@@ -457,9 +496,11 @@ class Negotiator:
             new_id=new_id,
             find=find,
             prices=self._prices,
+            records=self._track,
             now=now,
             age_s=self._age_s(msg),
             journal=entries,
+            charged=task.tenant in self._metered or not self._settings.free_tenants,
         )
 
     async def _bury(self, msg: Msg, error: ErrorInfo) -> None:
@@ -752,16 +793,21 @@ class Negotiator:
                     log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
                 case cmd.AskForBids(request):
                     self._waiting.leave(held)
+                    self._unfunded.discard(held)
                     self._by_auction.pop(held.auction, None)
                     held.auction = request.auction
                     self._by_auction[request.auction] = held
                     reply = subjects.bids(self.id, request.auction)
                     await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
+                case cmd.HoldFunds(amount, deadline_s):
+                    self._spawn(self._hold_funds(held, amount, deadline_s))
                 case cmd.StartTimer(timer, key, delay_s):
                     self._start_timer(held, timer, key, delay_s)
                 case cmd.Record(transcript):
                     self._by_auction.pop(transcript.auction, None)
                     await self._record(transcript.auction, subjects.audit(task.tenant, task.id), transcript.encode())
+                case cmd.Learn(outcome):
+                    self._track.learn(outcome, time.monotonic())
                 case cmd.CancelWork(worker, attempt, auction):
                     order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
                     body = order.encode()
@@ -803,10 +849,41 @@ class Negotiator:
         held.timers.pop(timer, None)
         self._spawn(self._run(held, held.negotiation.on_timer(timer, key, time.monotonic())))
 
-    async def _hold(self, held: _Held, reason: str) -> None:
+    async def _open_ledger(self) -> Ledger:
+        """The connection to the ledger: a third of a second of imports that a network without accounts never needs."""
+        module = await asyncio.to_thread(importlib.import_module, "modelnet.store.ledger")
+        if self._ledger is None:
+            self._ledger = module.Ledger(self._settings.redis)
+        return self._ledger
+
+    async def _hold_funds(self, held: _Held, amount: int, deadline_s: float) -> None:
+        task = held.task
+        try:
+            ledger = self._ledger or await self._open_ledger()
+            async with asyncio.timeout(LEDGER_TIMEOUT_S):
+                refusal = await ledger.hold(task.tenant, task.id, amount, deadline_s=deadline_s)
+        except (ModelnetError, TimeoutError) as error:
+            if not self._ledger_away:
+                log.warning("ledger_away", error=str(error) or f"no answer in {LEDGER_TIMEOUT_S:g} s")
+            self._ledger_away = True
+            if self._holds(held):
+                await self._run(held, held.negotiation.on_ledger_away())
+            return
+        if self._ledger_away:
+            log.info("ledger_back")
+        self._ledger_away = False
+        if self._holds(held):
+            await self._run(held, held.negotiation.on_held(refusal, time.monotonic()))
+
+    async def _hold(self, held: _Held, reason: cmd.WaitingReason) -> None:
         self._by_auction.pop(held.auction, None)
         log.debug("task_waiting", task=held.task.id, reason=reason)
-        last = self._waiting.add(held)
+        if reason == "ledger_away":  # out of the line: a free slot is for those that could take it
+            self._waiting.leave(held)
+            self._unfunded.add(held)
+            last = held if len(self._unfunded) > self._most_unfunded else None
+        else:
+            last = self._waiting.add(held)
         if last is not None:
             self._forget(last)
             await self._postpone(last.msg, last.task)
@@ -829,6 +906,7 @@ class Negotiator:
         self._awards.pop(held.award, None)
         self._by_auction.pop(held.auction, None)
         self._waiting.leave(held)
+        self._unfunded.discard(held)
         self._called.discard(held)
         for timer in held.timers.values():
             timer.cancel()

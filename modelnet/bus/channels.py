@@ -141,8 +141,8 @@ CHANNELS = [
         "journal.{tenant}.{task}.final",
         m.Final,
         ("negotiator",),
-        ("negotiator",),
-        "Stream JOURNAL, by compare-and-set; republished as result.….final.",
+        ("negotiator", "ledger"),
+        "Stream JOURNAL, by compare-and-set; republished as result.….final. The ledger reads those with Modelnet-Held.",
     ),
     Channel(
         "accepted",
@@ -160,12 +160,20 @@ CHANNELS = [
         ("client",),
         "Stream AUDIT. The transcript of each auction.",
     ),
+    Channel(
+        "metering",
+        "$KV.CATALOGUE.metering.{tenant}",
+        m.Metering,
+        ("client", "ledger"),
+        ("negotiator", "ledger"),
+        "KV bucket CATALOGUE. Whether a tenant is charged; sent by those who change its account.",
+    ),
     Channel("deadLetter", "dlq.{kind}", m.DeadLetter, ("negotiator",), ("client",), "Stream DLQ."),
 ]
 
 
 def describe(role: str | None = None) -> AsyncAPI:
-    """The AsyncAPI 3 document of a role, `negotiator`, `worker` or `client`: what it receives and sends.
+    """The AsyncAPI 3 document of a role, `negotiator`, `worker`, `ledger` or `client`: what it receives and sends.
 
     Without a role, of the whole network, as seen from it: every channel is received.
     """

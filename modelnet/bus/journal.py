@@ -33,12 +33,15 @@ from modelnet.messages import (
 from . import subjects
 from .replay import Stored, last_of, read_all
 
-__all__ = ["append", "bury", "ending", "first_error", "read", "refused", "stored_sequence", "write"]
+__all__ = ["HELD_HEADER", "append", "bury", "ending", "first_error", "read", "refused", "stored_sequence", "write"]
 
 _LETTER_ROOM = 16_384
 """Bytes kept for a dead letter's subject, headers and reason."""
 
 _WRONG_LAST_SEQUENCE = (10071, 10164)
+
+HELD_HEADER = "Modelnet-Held"
+"""On the Final of a task whose money may be held: the ledger, which is sent headers only, need not look at others."""
 
 RETENTION_S = 48 * 3600
 """How long a Final is kept; other entries until the deadline and this much more."""
@@ -58,7 +61,10 @@ async def write(nc: Client, task: Task, entry: Message, expected: int, *, reply:
     """Publish an entry; the server's answer goes to `reply`, see `stored_sequence`."""
     kind = "final" if isinstance(entry, Final) else "status"
     subject = subjects.journal(task.tenant, task.id, kind)
-    await nc.publish(subject, entry.encode(), reply=reply, headers=headers(task, task.tenant, task.id, expected))
+    marks = headers(task, task.tenant, task.id, expected)
+    if isinstance(entry, Final) and entry.held is not None:
+        marks[HELD_HEADER] = str(entry.held)
+    await nc.publish(subject, entry.encode(), reply=reply, headers=marks)
 
 
 async def append(nc: Client, tenant: str, task_id: str, kind: str, entry: Message, expected: int) -> int | None:

@@ -17,7 +17,7 @@ from modelnet.errors import ConnectionFailed
 
 from .clock import parse_timestamp
 
-__all__ = ["Stored", "last_of", "read_all"]
+__all__ = ["Stored", "last_of", "message_at", "read_all"]
 
 _BATCH = 256
 
@@ -35,10 +35,17 @@ class Stored(NamedTuple):
 
 async def last_of(nc: Client, stream: str, subject: str, *, timeout: float = 5.0) -> Stored | None:
     """The newest message whose subject matches, or None."""
+    return await _one(nc, stream, {"last_by_subj": subject}, timeout)
+
+
+async def message_at(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> Stored | None:
+    """The message of this sequence, or None if the stream has it no more."""
+    return await _one(nc, stream, {"seq": sequence}, timeout)
+
+
+async def _one(nc: Client, stream: str, wanted: dict[str, Any], timeout: float) -> Stored | None:
     try:
-        msg = await nc.request(
-            f"$JS.API.DIRECT.GET.{stream}", json.dumps({"last_by_subj": subject}).encode(), timeout=timeout
-        )
+        msg = await nc.request(f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode(), timeout=timeout)
     except nats.errors.NoRespondersError:
         raise ConnectionFailed(f"stream {stream} does not answer: the network is not set up on this server") from None
     except nats.errors.TimeoutError:

@@ -15,6 +15,7 @@ from .subjects import BUCKETS, CLASSES
 __all__ = [
     "CATALOGUE",
     "FULL",
+    "LEDGER_CONSUMER",
     "PROBED",
     "STREAMS",
     "TASK_CONSUMERS",
@@ -49,6 +50,9 @@ def task_consumer(priority_class: int, bucket: int) -> str:
     """Name of the durable consumer that all negotiators pull from for a class and bucket."""
     return f"negotiators-{priority_class}-{bucket}"
 
+
+LEDGER_CONSUMER = "ledger"
+"""Durable consumer of JOURNAL's Finals, that all ledger workers pull from."""
 
 STREAMS: dict[str, dict[str, Any]] = {
     "TASKS": {
@@ -144,7 +148,7 @@ def stream_config(name: str, *, replicas: int = 1) -> dict[str, Any]:
 async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int = 1) -> None:
     """Make every stream and consumer as described here, or bring it up to the description. Idempotent.
 
-    `ack_wait_s`: a negotiator silent for this long has lost its tasks to another.
+    `ack_wait_s`: a negotiator silent for this long has lost its tasks to another, a ledger worker its Finals.
     `replicas`: servers that hold each stream; a stream that has more keeps them.
 
     Raises `ConnectionFailed` where the server has no JetStream or refuses.
@@ -180,9 +184,25 @@ async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int
             "max_ack_pending": -1,
             "max_deliver": -1,
         }
-        reply = await _api(nc, f"CONSUMER.DURABLE.CREATE.TASKS.{name}", {"stream_name": "TASKS", "config": consumer})
-        if reply:
-            raise ConnectionFailed(f"consumer {name} cannot be made: {reply.get('description')}")
+        await _make_consumer(nc, "TASKS", consumer)
+    ledger = {
+        "durable_name": LEDGER_CONSUMER,
+        "filter_subject": "journal.*.*.final",
+        "ack_policy": "explicit",
+        "ack_wait": int(ack_wait_s * _S),
+        "max_ack_pending": 10_000,
+        "max_deliver": -1,
+        # Whether a Final is of any interest stands in its headers: most are not, and may be large.
+        "headers_only": True,
+    }
+    await _make_consumer(nc, "JOURNAL", ledger)
+
+
+async def _make_consumer(nc: Client, stream: str, config: dict[str, Any]) -> None:
+    name = config["durable_name"]
+    reply = await _api(nc, f"CONSUMER.DURABLE.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
+    if reply:
+        raise ConnectionFailed(f"consumer {name} cannot be made: {reply.get('description')}")
 
 
 async def _replicas(nc: Client, stream: str) -> int:

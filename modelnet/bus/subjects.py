@@ -104,6 +104,11 @@ def audit(tenant: str, task: str) -> str:
     return f"audit.{tenant}.{task}"
 
 
+def metering(tenant: str) -> str:
+    """Where the catalogue keeps whether a tenant is charged; `*` for every tenant."""
+    return f"$KV.CATALOGUE.metering.{tenant}"
+
+
 class ResultAddress(NamedTuple):
     """A subject under `result.`, taken apart. `worker` is empty for a journal entry."""
 

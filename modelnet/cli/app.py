@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import backup, batch, dlq, doctor, network, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
 
 __all__ = ["app"]
 
@@ -42,6 +42,8 @@ for command in (
     tasks.cancel,
     tasks.tasks,
     trace.trace,
+    audit.audit,
+    reputation.reputation,
     batch.batch,
     network.work,
     network.workers,
@@ -49,6 +51,10 @@ for command in (
     network.capabilities,
     backup.backup,
     backup.restore,
+    accounts.account,
+    accounts.accounts,
+    accounts.credit,
+    accounts.limit,
     doctor.doctor,
     doctor.config,
 ):

@@ -63,8 +63,10 @@ def why(transcript: Transcript) -> str:
     """Why this winner, and why this price."""
     if transcript.winner is None:
         return "no bid was acceptable"
-    from modelnet.market.scoring import RESERVE_MARGIN, SCORE_FLOOR
+    from modelnet.market.scoring import RESERVE_MARGIN, SCORE_FLOOR, contested
 
+    if transcript.rule == "posted":
+        return f"a newcomer is tried, at the posted price {transcript.price}"
     eligible = [bid for bid in transcript.bids if bid.eligible]
     best, others = eligible[0], eligible[1:]
     text = f"best score {best.score:.1f}"
@@ -78,7 +80,7 @@ def why(transcript: Transcript) -> str:
     second_price = math.floor(best.value - second)
     reference = transcript.reference_price.get(best.worker)
     reserve, named = transcript.budget, "the budget"
-    if reference is not None and reference * RESERVE_MARGIN < reserve:
+    if reference is not None and reference * RESERVE_MARGIN < reserve and not contested(best, others):
         reserve, named = math.floor(reference * RESERVE_MARGIN), f"{RESERVE_MARGIN} x reference price {reference}"
     if best.price >= min(reserve, second_price):
         rule = "its own price"

@@ -8,9 +8,11 @@ from typing import Literal
 
 from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcript
 
+from .decision import Decision, decide
 from .directory import Candidate
+from .records import TrackRecords
 from .reference import ReferencePrices
-from .scoring import Offered, Terms, payment, rank
+from .scoring import Offered, Terms
 
 __all__ = ["Auction"]
 
@@ -25,10 +27,8 @@ class Auction:
         self._candidates = {candidate.worker: candidate for candidate in candidates}
         self._settled = settled
         self._refusals: dict[str, str] = {}
-        self._ranking: list[ScoredBid] = []
+        self._decision: Decision | None = None
         self._standing: deque[ScoredBid] = deque()
-        self._terms: Terms | None = None
-        self._references: dict[str, int] = {}
 
     def take(self, reply: Bid | Refusal, newcomer: Candidate | None) -> bool:
         """Whether an answer counts: the first of each candidate does. `newcomer`: a bidder unknown at the opening."""
@@ -69,25 +69,46 @@ class Auction:
         """Whether anybody said that it cannot."""
         return bool(self._refusals)
 
-    def close(self, task: Task, remaining_s: float, prices: ReferencePrices) -> None:
-        """Rank the bids, and let the reference prices learn from them."""
-        self._terms = Terms.of(task, remaining_s)
-        known = self._candidates
-        offered = [Offered(bid, known[who].owner, known[who].quality) for who, bid in self.bids.items()]
-        self._ranking = rank(task.id, self._terms, offered)
-        for bid in self.bids.values():
-            prices.learn(task.capability, bid.worker, bid.price)
-        references = {who: prices.reference(task.capability, who) for who in self.bids}
-        self._references = {who: price for who, price in references.items() if price is not None}
-        self._standing = deque(bid for bid in self._ranking if bid.eligible)
+    def close(
+        self,
+        task: Task,
+        remaining_s: float,
+        prices: ReferencePrices,
+        records: TrackRecords | None = None,
+    ) -> None:
+        """Decide, and let the reference prices learn what the capability goes for. `records`: to correct claims by, as
+        they stand for the time of the opening."""
+        known, capability = self._candidates, task.capability
+        offered = []
+        for who, bid in self.bids.items():
+            candidate = known[who]
+            times = None
+            if records is not None:
+                times = records.times_ms(who, capability, bid.p50_ms, bid.p90_ms, candidate.load, self.opened_at)
+            offered.append(
+                Offered(bid, candidate.owner, candidate.quality, candidate.mean_quality, candidate.cases, times)
+            )
+        references = prices.references(capability, self.bids.values())
+        decision = decide(self.id, task.id, Terms.of(task, remaining_s), offered, references)
+        self._decision, self._standing = decision, deque(decision.order)
+        if self._standing and self._standing[0] is not decision.tried:
+            prices.learn(capability, self._standing[0].worker, self._standing[0].price)
 
     def winner(self) -> tuple[Candidate, int] | None:
-        """The best bidder that has not been taken yet, and what it is paid: the second-score price."""
-        if not self._standing or self._terms is None:
+        """The best bidder that has not been taken yet, and what it is paid."""
+        if not self._standing or self._decision is None:
             return None
         best, *rest = self._standing
-        price = payment(self._terms, best, rest, self._references.get(best.worker))
-        return self._candidates[best.worker], price
+        return self._candidates[best.worker], self._decision.price(best, rest)
+
+    def bid_of(self, worker: str) -> ScoredBid:
+        """Its bid, scored; only after the close."""
+        assert self._decision is not None
+        return next(bid for bid in self._decision.ranking if bid.worker == worker)
+
+    def usual_price(self, worker: str) -> int | None:
+        """The capability's reference price without the worker's own history."""
+        return self._decision.references.get(worker) if self._decision is not None else None
 
     def take_winner(self) -> None:
         """The winner has been awarded: the next is the runner-up."""
@@ -97,8 +118,9 @@ class Auction:
         self, task: Task, *, negotiator: str, attempt: int, closed_by: Literal["all_answered", "time_limit"], now: float
     ) -> Transcript:
         """All that the outcome followed from."""
-        terms, won = self._terms, self.winner()
-        assert terms is not None
+        decision, won = self._decision, self.winner()
+        assert decision is not None
+        terms = decision.terms
         return Transcript.model_construct(
             auction=self.id,
             task=task.id,
@@ -114,23 +136,26 @@ class Auction:
             value=terms.value,
             value_of_time=terms.value_of_time,
             min_quality=terms.min_quality,
-            reference_price=self._references,
-            bids=tuple(self._ranking),
+            reference_price=dict(decision.references),
+            bids=tuple(decision.ranking),
             refusals=self._refusals,
             winner=won[0].worker if won else None,
             price=won[1] if won else None,
+            rule=decision.rule,
         )
 
     def no_acceptable_bid(self, task: Task) -> ErrorInfo:
         """Why none of the bids can win."""
-        lowest = min(bid.price for bid in self._ranking)
+        assert self._decision is not None
+        ranking = self._decision.ranking
+        lowest = min(bid.price for bid in ranking)
         if lowest > task.budget:
-            message = f"the lowest of {len(self._ranking)} bids asks {lowest}, the budget is {task.budget}"
+            message = f"the lowest of {len(ranking)} bids asks {lowest}, the budget is {task.budget}"
             return ErrorInfo(code="over_budget", message=message)
-        if all(bid.quality < task.min_quality for bid in self._ranking):
-            best = max(bid.quality for bid in self._ranking)
+        if all(bid.mean < task.min_quality for bid in ranking):
+            best = max(bid.mean for bid in ranking)
             message = f"the best expected quality is {best:.2f}, {task.min_quality:.2f} was asked for"
             return ErrorInfo(code="quality_too_low", message=message)
-        best = self._ranking[0].score
-        message = f"none of {len(self._ranking)} bids is worth its price: the best scores {best:.1f}"
+        best = ranking[0].score
+        message = f"none of {len(ranking)} bids is worth its price: the best scores {best:.1f}"
         return ErrorInfo(code="no_acceptable_bid", message=message)

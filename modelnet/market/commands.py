@@ -7,6 +7,8 @@ from typing import Literal
 
 from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
 
+from .records import Outcome
+
 __all__ = [
     "Abandon",
     "AskForBids",
@@ -15,6 +17,8 @@ __all__ = [
     "Command",
     "Finished",
     "Hold",
+    "HoldFunds",
+    "Learn",
     "ReadStream",
     "Recall",
     "Record",
@@ -22,10 +26,12 @@ __all__ = [
     "StartTimer",
     "Streamed",
     "Timer",
+    "WaitingReason",
     "Write",
 ]
 
-Timer = Literal["window", "award", "notice", "deadline", "retry"]
+WaitingReason = Literal["no_worker", "busy", "no_bids", "ledger_away"]
+Timer = Literal["window", "award", "notice", "deadline", "retry", "funds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,23 @@ class AskForBids:
     """Publish the request to the capability's subject."""
 
     request: BidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class HoldFunds:
+    """Set the tenant's money aside, until the deadline at least; then `on_held`, or `on_ledger_away`."""
+
+    amount: int
+    """In micro-credits."""
+    deadline_s: float
+    """From now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """What was verified of a worker: keep it in the track records."""
+
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +132,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Nobody can take the task now: call `wake` when capacity may be there, or give the task back to the stream."""
+    """The task waits: call `wake` when capacity may be there, or give it back to the stream. One that waits for the
+    ledger goes on by a timer of its own."""
 
-    reason: Literal["no_worker", "busy", "no_bids"]
+    reason: WaitingReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +152,7 @@ class Abandon:
 
 Command = (
     AskForBids
+    | HoldFunds
     | StartTimer
     | Write
     | SendAward
@@ -136,6 +161,7 @@ Command = (
     | ReadStream
     | Bury
     | Record
+    | Learn
     | Hold
     | Finished
     | Abandon

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 
 from modelnet.messages import Beat, CapabilityCard, Contract, Task, WorkerCard, matches
 
+from .calibration import load_class
+from .records import TrackRecords
+
 __all__ = ["Candidate", "Directory"]
 
-CLAIM_WEIGHT = 8.0
-"""A claimed quality counts as this many observations, against one good and one bad of a uniform prior."""
-
 _REMEMBERED = 1024
-
-UNCLAIMED_QUALITY = 0.8
-"""Expected quality of a worker that claims none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +27,12 @@ class Candidate:
     model: str | None = None
     continues: bool = False
     """Whether it can go on from another attempt's text, and another from its own."""
+    mean_quality: float | None = None
+    """Mean of the estimate whose lower bound `quality` is; None: the bound is all that is known."""
+    cases: float = 0.0
+    """Decayed outcomes behind it."""
+    load: int = 0
+    """Class of its load, as of its last beat."""
 
 
 @dataclass(slots=True)
@@ -55,17 +58,12 @@ class _Entry:
             return best
 
 
-def expected_quality(claim: float | None) -> float:
-    """Mean of a Beta posterior whose only evidence is the worker's own claim, at a bounded weight."""
-    if claim is None:
-        return UNCLAIMED_QUALITY
-    return (CLAIM_WEIGHT * claim + 1) / (CLAIM_WEIGHT + 2)
-
-
 class Directory:
     """Cards of the workers whose beats arrive, and the contracts ever announced."""
 
-    def __init__(self, *, lost_after_s: float, now: float) -> None:
+    def __init__(self, *, lost_after_s: float, now: float, records: TrackRecords | None = None) -> None:
+        """`records`: what is known of the workers' quality; without it, or of a worker not in it, their claims."""
+        self._records = TrackRecords() if records is None else records
         self._lost_after = lost_after_s
         self._settled_at = now + 2 * lost_after_s / 3
         self._live: dict[str, _Entry] = {}
@@ -161,8 +159,19 @@ class Directory:
                 return None
         if not accepts(offered.contract):
             return None
-        quality = expected_quality(offered.quality)
-        return Candidate(worker, card.owner, offered.contract, quality, offered.model, offered.continues)
+        # What is known decays over days: as of the last beat is as of now.
+        known = self._records.quality(worker, task.capability, offered.quality, entry.seen)
+        return Candidate(
+            worker,
+            card.owner,
+            offered.contract,
+            known.quality,
+            offered.model,
+            offered.continues,
+            known.mean,
+            known.cases,
+            load_class(card.slots - entry.free),
+        )
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""

@@ -1,12 +1,14 @@
 """One task's life, from being taken off the queue to its Final, as a state machine: events in, commands out.
 
-    AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there
+    AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there, or
+    the ledger answers again
     RECALLING: what became of an attempt that another negotiator gave away      READING: what an attempt that ended has
     streamed, so that the next can go on behind it
 
 No I/O, no clock, no randomness: times are handed in as monotonic seconds, ids by `new_id`, the state of the network by
 `find`. An award goes out beside its journal entry, without waiting for it, because only the pair in the journal makes
-an attempt's events count and only a Final written after that entry can be stored.
+an attempt's events count and only a Final written after that entry can be stored. A tenant's money is asked for beside
+the bids, and an auction closes only once it is held.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from .commands import (
     Command,
     Finished,
     Hold,
+    Learn,
     ReadStream,
     Recall,
     Record,
@@ -52,10 +55,14 @@ from .commands import (
     StartTimer,
     Streamed,
     Timer,
+    WaitingReason,
 )
 from .directory import Candidate
+from .funds import Funds
 from .journal_writer import JournalWriter
+from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
+from .reputation import Source
 
 __all__ = ["Negotiation", "Policy", "State"]
 
@@ -91,6 +98,8 @@ class Policy:
     """How long a task waits before its readers are told why."""
     retry_s: float = 0.1
     """Pause before an auction that nobody answered is held again."""
+    ledger_retry_s: float = 1.0
+    """Pause before the ledger is asked again."""
 
 
 @dataclass(slots=True)
@@ -99,11 +108,17 @@ class _Attempt:
 
     number: int
     worker: str
+    owner: str
     price: int
     auction: str | None
     contract: str | None
     continues: bool
+    awarded_at: float = 0.0
     confirmed_at: float | None = None
+    claimed_ms: tuple[float, float] | None = None
+    """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
+    usual_price: int | None = None
+    load: int = 0
 
 
 class Negotiation:
@@ -119,12 +134,14 @@ class Negotiation:
         new_id: Callable[[], str],
         find: Callable[[frozenset[str]], tuple[list[Candidate], bool]],
         prices: ReferencePrices,
+        records: TrackRecords | None = None,
         now: float,
         age_s: float,
         journal: Sequence[tuple[int, JournalEntry | None]] = (),
+        charged: bool = False,
     ) -> None:
         """`age_s`: how long ago the server stamped the task. `journal`: its entries with their sequences, if any; None
-        stands for one that cannot be read.
+        stands for one that cannot be read. `charged`: whether its tenant's money must be held before an award.
 
         `find(excluded)` gives the workers that may answer now, and whether the directory is settled.
         """
@@ -136,6 +153,7 @@ class Negotiation:
         self._new_id = new_id
         self._find = find
         self._prices = prices
+        self._records = records
         self._submitted_at = now - age_s
         self._deadline = self._submitted_at + task.deadline_s
         self._opened_at: float | None = None
@@ -152,7 +170,10 @@ class Negotiation:
         self._last_error = ErrorInfo(code="failed", message="")
         self._streamed = Streamed()
         self._final: Final | None = None
-        self._waiting_reason: Literal["no_worker", "busy", "no_bids"] | None = None
+        self._funds = Funds(task.budget if charged else None)
+        self._closed_by: Literal["all_answered", "time_limit"] | None = None
+        """Why the open auction would be closed, while it waits for the tenant's money."""
+        self._waiting_reason: WaitingReason | None = None
         self._told_waiting: str | None = None
         self._writer = JournalWriter()
         self._cancel_asked = False
@@ -232,14 +253,17 @@ class Negotiation:
         return self._read_stream(now)  # the award never reached it, or it has started anew since
 
     def wake(self, now: float) -> list[Command]:
-        """Capacity may be there: try again, if the task waits."""
-        return self._open_auction(now) if self.state is State.WAITING else []
+        """Capacity may be there: try again, if the task waits for that."""
+        waits = self.state is State.WAITING and self._waiting_reason != "ledger_away"
+        return self._open_auction(now) if waits else []
 
-    def _wait(self, reason: Literal["no_worker", "busy", "no_bids"]) -> list[Command]:
+    def _wait(self, reason: WaitingReason) -> list[Command]:
         self.state, self._waiting_reason = State.WAITING, reason
         commands: list[Command] = []
         if reason == "no_bids":  # they live but were too slow: nothing will announce that they are quicker now
             commands.append(StartTimer("retry", self._auction.id, self._policy.retry_s))
+        if reason == "ledger_away":
+            commands.append(StartTimer("funds", "", self._policy.ledger_retry_s))
         if self._told_waiting != reason:
             commands.append(StartTimer("notice", reason, self._policy.notice_s))
         # Last: a shell that gives the task back ends its timers, and must not be told to start more.
@@ -258,7 +282,7 @@ class Negotiation:
             if self._failed and self._failed.issuperset(absent):
                 return [*self._bury(), *self._finish("failed", now, self._last_error)]
             return self._wait("no_worker")
-        self.state = State.AUCTIONING
+        self.state, self._closed_by = State.AUCTIONING, None
         self._auction = Auction(self._new_id(), found, settled=settled, now=now)
         task, window_s = self.task, min(self._policy.window_s, max(self._deadline - now, 1e-3))
         request = BidRequest.model_construct(
@@ -272,7 +296,8 @@ class Negotiation:
             exclude=task.exclude,
             contract=task.contract,
         )
-        return [AskForBids(request), StartTimer("window", self._auction.id, window_s)]
+        funds = self._funds.ask(self._deadline - now)
+        return [AskForBids(request), *funds, StartTimer("window", self._auction.id, window_s)]
 
     def on_bid(self, reply: Bid | Refusal, now: float, newcomer: Candidate | None = None) -> list[Command]:
         """A bid or refusal. `newcomer`: what is known of a bidder that was unknown when the request went out."""
@@ -282,12 +307,35 @@ class Negotiation:
             return []
         return self._close("all_answered", now) if self._auction.answered else []
 
+    def on_held(self, refusal: ErrorInfo | None, now: float) -> list[Command]:
+        """The ledger holds the tenant's money, or says why it does not."""
+        if not self._funds.asked or self.state in (State.FINISHING, State.DONE):
+            return []
+        if refusal is not None:
+            return self._finish("failed", now, refusal)
+        self._funds.stand()
+        if self.state is State.WAITING and self._waiting_reason == "ledger_away":
+            return self._open_auction(now)
+        if self.state is State.AUCTIONING and self._closed_by is not None:
+            return self._close(self._closed_by, now)
+        return []
+
+    def on_ledger_away(self) -> list[Command]:
+        """The ledger did not answer. The auction is void: by the time it does, its bids may be."""
+        if not self._funds.asked or self.state in (State.FINISHING, State.DONE):
+            return []
+        self._funds.delay()
+        return self._wait("ledger_away")
+
     def _close(self, closed_by: Literal["all_answered", "time_limit"], now: float) -> list[Command]:
+        if not self._funds.ready:
+            self._closed_by = closed_by
+            return []
         auction = self._auction
         self._bids_taken += len(auction.bids)
         if not auction.bids:
             return self._wait("busy" if auction.refused else "no_bids")
-        auction.close(self.task, self._deadline - now, self._prices)
+        auction.close(self.task, self._deadline - now, self._prices, self._records)
         transcript = auction.transcript(
             self.task, negotiator=self._negotiator, attempt=self._attempts + 1, closed_by=closed_by, now=now
         )
@@ -306,16 +354,29 @@ class Negotiation:
         self._attempts += 1
         if not winner.continues:
             self._streamed = Streamed()  # void from here on, also for whoever comes after
+        bid = self._auction.bid_of(winner.worker)
         self._attempt = attempt = _Attempt(
-            self._attempts, winner.worker, price, self._auction.id, winner.contract, winner.continues
+            self._attempts,
+            winner.worker,
+            winner.owner,
+            price,
+            self._auction.id,
+            winner.contract,
+            winner.continues,
+            awarded_at=now,
+            claimed_ms=(bid.p50_ms, bid.p90_ms),
+            usual_price=self._auction.usual_price(winner.worker),
+            load=winner.load,
         )
         self.state = State.AWARDING
         entry = Awarded.model_construct(
             task=task.id,
             attempt=attempt.number,
             worker=attempt.worker,
+            owner=attempt.owner,
             auction=attempt.auction,
             price=price,
+            held=self._funds.held,
             from_number=self._streamed.number,
             contract=winner.contract,
             continues=winner.continues,
@@ -384,7 +445,7 @@ class Negotiation:
         if self.state is State.AWARDING:
             self._confirm(current, now)
         if done.error is None and violation is None:
-            return self._finish("completed", now, None, done)
+            return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
         if done.error is not None and done.error.code == HANDED_ON:
             return self._read_stream(now)
         error = done.error or ErrorInfo(code="bad_output", message=f"{current.worker}: {violation}"[:4096])
@@ -392,12 +453,13 @@ class Negotiation:
         self._errors += 1
         self._last_error, self._last_attempt = error, current
         retryable = violation is not None or done.retryable
-        if not retryable:
+        if not retryable:  # the input's fault as likely as the worker's
             return self._finish("failed", now, error, done)
+        learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
-            return [*self._bury(), *self._finish("failed", now, error, done)]
+            return [*learned, *self._bury(), *self._finish("failed", now, error, done)]
         current.continues &= violation is None  # nobody should go on behind what is no answer
-        return self._read_stream(now)
+        return [*learned, *self._read_stream(now)]
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:
         """A worker's beats are missing."""
@@ -415,13 +477,34 @@ class Negotiation:
         attempt = self._attempt
         assert attempt is not None
         self._last_error, self._last_attempt = ErrorInfo(code="worker_lost", message=message), attempt
+        learned = self._learn(attempt, "lost", False, now)
         if attempt.confirmed_at is None:
             self._silent.append(attempt.worker)
         else:
             self._lost.append(attempt.worker)
         if len(self._lost) >= self._policy.max_lost:
-            return self._give_up(now)
-        return self._read_stream(now)
+            return [*learned, *self._give_up(now)]
+        return [*learned, *self._read_stream(now)]
+
+    def _learn(self, attempt: _Attempt, source: Source, passed: bool, now: float) -> list[Command]:
+        """What is now verified of an attempt's worker. Only a whole answer tells how long one takes, or a time-out that
+        it takes longer."""
+        timed = attempt.claimed_ms is not None and (passed or source == "timeout")
+        outcome = Outcome(
+            worker=attempt.worker,
+            capability=self.task.capability,
+            task=self.task.id,
+            attempt=attempt.number,
+            source=source,
+            passed=passed,
+            price=attempt.price,
+            usual_price=attempt.usual_price,
+            claimed_ms=attempt.claimed_ms if timed else None,
+            actual_ms=(now - attempt.awarded_at) * 1e3,
+            load=attempt.load,
+            tenant=self.task.tenant,
+        )
+        return [Learn(outcome)]
 
     def _give_up(self, now: float) -> list[Command]:
         """Too many workers have vanished."""
@@ -477,10 +560,17 @@ class Negotiation:
             return self._close("time_limit", now)
         if timer == "retry" and key == self._auction.id:
             return self.wake(now)
+        if timer == "funds" and self.state is State.WAITING:
+            return [*self._funds.ask(self._deadline - now)]
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):
             return self.on_award_reply(self._attempt.number, None, now)
         if timer == "deadline" and self.state not in (State.FINISHING, State.DONE):
-            return [*self._stop_work(), *self._expire(now)]
+            late = self._attempt if self.state is State.RUNNING else None
+            commands = [*self._stop_work(), *self._expire(now)]
+            # It had the time that it had asked for: else the deadline was too near, which is nobody's fault.
+            if late is not None and late.claimed_ms is not None and now - late.awarded_at > late.claimed_ms[1] / 1e3:
+                commands += self._learn(late, "timeout", False, now)
+            return commands
         if timer == "notice" and self.state is State.WAITING:
             reason = self._waiting_reason
             if reason is not None and reason != self._told_waiting:
@@ -521,7 +611,9 @@ class Negotiation:
             output_ref=done.output_ref if completed and done else None,
             digest=done.digest if completed and done else None,
             worker=attempt.worker if attempt else None,
+            owner=attempt.owner if attempt else None,
             price=attempt.price if completed and attempt else None,
+            held=self._funds.held,
             attempt=attempt.number if attempt else None,
             attempts=self._attempts,
             number=done.number + 1 if done else None,
@@ -585,8 +677,15 @@ class Negotiation:
             if isinstance(entry, Awarded):
                 self._attempts = entry.attempt
                 self._attempt = _Attempt(
-                    entry.attempt, entry.worker, entry.price, entry.auction, entry.contract, entry.continues
+                    entry.attempt,
+                    entry.worker,
+                    entry.owner,
+                    entry.price,
+                    entry.auction,
+                    entry.contract,
+                    entry.continues,
                 )
+                self._funds.found(entry.held)
                 self._failed, self._lost = set(entry.failed), list(entry.lost)
                 self._errors = len(self._failed)
             elif isinstance(entry, CancelAsked):

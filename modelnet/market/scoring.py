@@ -6,7 +6,11 @@ For task j and bidder i, with the negotiator's own estimates of quality q_i and 
     pay = max(p_w, min(reserve, V_w − max(S₀, second score)))
 
 A second-score sealed-bid auction is a Vickrey auction on pseudo-types: naming the true price is dominant as long as the
-payment rule's reserve lies above it (Che, RAND Journal of Economics 24, 1993; Asker & Cantillon, RAND 39, 2008).
+reserve does not bind (Che, RAND Journal of Economics 24, 1993; Asker & Cantillon, RAND 39, 2008). The budget is a
+reserve that may bind: a bid above it is refused. What else bounds the pay of a bidder without competition is the
+capability's reference price; there the winner that asks more is paid what it asks, a first price. So it applies only
+where no established worker of another owner stands behind the winner: real competition sets the price alone, and a
+false identity without a history, which costs nothing to make, lifts nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +22,21 @@ from statistics import NormalDist
 
 from modelnet.messages import Bid, ScoredBid, Task
 
-__all__ = ["SCORE_FLOOR", "Terms", "expected_times_s", "payment", "rank", "tie_break"]
+from .reputation import ESTABLISHED
+
+__all__ = [
+    "SCORE_FLOOR",
+    "Offered",
+    "Terms",
+    "contested",
+    "expected_times_s",
+    "payment",
+    "rank",
+    "settled_payment",
+    "tie_break",
+    "uniform",
+    "value_of",
+]
 
 SCORE_FLOOR = 0.0
 """S₀: the worth of not having the task done."""
@@ -26,8 +44,8 @@ SCORE_FLOOR = 0.0
 RESERVE_MARGIN = 1.25
 """The reserve is this multiple of the capability's reference price, and the budget at most."""
 
-_NORMAL = NormalDist()
-_Z90 = _NORMAL.inv_cdf(0.9)
+_Z90 = NormalDist().inv_cdf(0.9)
+_ROOT_HALF = math.sqrt(0.5)
 _NEGLIGIBLE = 9.0
 """Deviations below which a normal variable is never seen: its probability is under 2e-19."""
 
@@ -62,7 +80,13 @@ class Offered:
     bid: Bid
     owner: str
     quality: float
-    """q: the negotiator's estimate, 0 to 1."""
+    """q: the negotiator's estimate, 0 to 1: a lower credible bound."""
+    mean_quality: float | None = None
+    """Mean of that estimate; None: the bound is all that is known."""
+    cases: float = 0.0
+    """Decayed outcomes behind it."""
+    times_ms: tuple[float, float] | None = None
+    """The bid's median and 90th percentile as corrected; None: as claimed."""
 
 
 def log_normal(p50_s: float, p90_s: float) -> tuple[float, float]:
@@ -88,7 +112,12 @@ def expected_times_s(p50_s: float, p90_s: float, deadline_s: float) -> tuple[flo
     above = (mean + deviation**2 - math.log(deadline_s)) / deviation
     if above < -_NEGLIGIBLE:
         return expected, 0.0
-    return expected, max(expected * _NORMAL.cdf(above) - deadline_s * _NORMAL.cdf(above - deviation), 0.0)
+    return expected, max(expected * _normal(above) - deadline_s * _normal(above - deviation), 0.0)
+
+
+def _normal(z: float) -> float:
+    """Distribution function of the standard normal."""
+    return 0.5 * math.erfc(-z * _ROOT_HALF)
 
 
 def tie_break(task: str, worker: str) -> int:
@@ -96,25 +125,56 @@ def tie_break(task: str, worker: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{task}\x00{worker}".encode(), digest_size=8).digest(), "big")
 
 
+def uniform(*about: str) -> float:
+    """A number in [0, 1) drawn from a hash of what it is about: chance that anybody can recompute."""
+    drawn = hashlib.blake2b("\x00".join(about).encode(), digest_size=8).digest()
+    return (int.from_bytes(drawn, "big") >> 11) / 2**53
+
+
+def value_of(terms: Terms, quality: float, p50_ms: float, p90_ms: float) -> float:
+    """V: what an answer of this quality and time is worth, price aside."""
+    time_s, late_s = expected_times_s(p50_ms / 1e3, p90_ms / 1e3, terms.remaining_s)
+    value = terms.value * quality - terms.value_of_time * time_s - terms.lateness_cost * late_s
+    return max(value, -float(2**53))
+
+
 def score(terms: Terms, offered: Offered) -> ScoredBid:
     """The bid with its value V and score S = V − p."""
-    bid = offered.bid
-    time_s, late_s = expected_times_s(bid.p50_ms / 1e3, bid.p90_ms / 1e3, terms.remaining_s)
-    value = terms.value * offered.quality - terms.value_of_time * time_s - terms.lateness_cost * late_s
-    value = max(value, -float(2**53))
-    return ScoredBid.model_construct(
-        worker=bid.worker,
-        owner=offered.owner,
-        price=bid.price,
-        p50_ms=bid.p50_ms,
-        p90_ms=bid.p90_ms,
-        quality=offered.quality,
-        value=value,
-        score=value - bid.price,
-        eligible=bid.price <= terms.budget
-        and offered.quality >= terms.min_quality
-        and value - bid.price >= SCORE_FLOOR,
+    bid, times = offered.bid, offered.times_ms or (offered.bid.p50_ms, offered.bid.p90_ms)
+    mean = offered.quality if offered.mean_quality is None else offered.mean_quality
+    value = value_of(terms, offered.quality, *times)
+    total = value - bid.price
+    return _scored(
+        {
+            "worker": bid.worker,
+            "owner": offered.owner,
+            "price": bid.price,
+            "p50_ms": bid.p50_ms,
+            "p90_ms": bid.p90_ms,
+            "expected_p50_ms": times[0],
+            "expected_p90_ms": times[1],
+            "quality": offered.quality,
+            "mean_quality": mean,
+            "cases": offered.cases,
+            "value": value,
+            "score": total,
+            "eligible": bid.price <= terms.budget and mean >= terms.min_quality and total >= SCORE_FLOOR,
+        }
     )
+
+
+_FIELDS = set(ScoredBid.model_fields)
+
+
+def _scored(fields: dict[str, object]) -> ScoredBid:
+    """What `ScoredBid.model_construct` makes where every field is given. Its search for aliases and defaults took a
+    third of an auction's time."""
+    made = ScoredBid.__new__(ScoredBid)
+    object.__setattr__(made, "__dict__", fields)
+    object.__setattr__(made, "__pydantic_fields_set__", _FIELDS)
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
 
 
 def rank(task: str, terms: Terms, bids: list[Offered]) -> list[ScoredBid]:
@@ -128,14 +188,34 @@ def rank(task: str, terms: Terms, bids: list[Offered]) -> list[ScoredBid]:
     return scored
 
 
+def contested(winner: ScoredBid, rest: list[ScoredBid]) -> bool:
+    """Whether an established worker of another owner stands behind the winner with an acceptable bid."""
+    return any(bid.eligible and bid.cases >= ESTABLISHED and bid.owner != winner.owner for bid in rest)
+
+
 def payment(terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_price: int | None) -> int:
     """What the winner is paid, given the bids ranked below it.
 
-    `reference_price` is the capability's, learned without the winner's own history; without one the budget is the
-    reserve. Never under the winner's own price, so taking part cannot cost it; above the reserve it is a first price.
+    `reference_price` is the capability's, learned without the winner's own history. It bounds the pay where nobody
+    established competes; the budget does always. Never under the winner's own price, so taking part cannot cost it.
     """
     second = max([SCORE_FLOOR, *(bid.score for bid in rest if bid.eligible)])
     reserve = terms.budget
-    if reference_price is not None:
+    if reference_price is not None and not contested(winner, rest):
         reserve = min(reserve, math.floor(RESERVE_MARGIN * reference_price))
     return max(winner.price, min(reserve, math.floor(winner.value - second)))
+
+
+def settled_payment(terms: Terms, second: float, *, passed: bool, time_s: float, deposit: int) -> int:
+    """What a winner is paid after the fact, by what its answer was worth; negative: what it pays.
+
+        pay = v·passed − μ·T − L·(T − d)⁺ − max(S₀, second score)
+
+    It earns what it adds to the next best, whatever it claimed, so for a bidder that is neutral to risk true claims of
+    time and quality are dominant even without a history (Porter, Ronen, Shoham & Tennenholtz, Fault tolerant mechanism
+    design, AIJ 172, 2008). The loss is bounded by the `deposit` that it holds, the gain by the budget: where either
+    bound is met the rule is truthful no longer.
+    """
+    worth = terms.value * passed - terms.value_of_time * time_s
+    worth -= terms.lateness_cost * max(time_s - terms.remaining_s, 0.0)
+    return max(-deposit, min(terms.budget, math.floor(worth - max(SCORE_FLOOR, second))))

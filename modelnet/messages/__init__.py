@@ -1,5 +1,6 @@
 """The wire: every message as a frozen Pydantic model, one noun a module. Imports nothing else of ours."""
 
+from .account import Metering
 from .auction import (
     HANDED_ON,
     AdoptAttempt,
@@ -72,6 +73,7 @@ __all__ = [
     "Identifier",
     "JournalEntry",
     "Message",
+    "Metering",
     "Micro",
     "Offer",
     "Output",

@@ -17,12 +17,25 @@ class ScoredBid(Part):
     worker: Identifier
     owner: Identifier
     price: Micro
-    p50_ms: float
-    p90_ms: float
-    quality: float = Field(ge=0, le=1, description="The negotiator's estimate, not the bidder's claim.")
+    p50_ms: float = Field(description="As claimed.")
+    p90_ms: float = Field(description="As claimed.")
+    expected_p50_ms: float = Field(default=0.0, ge=0, description="Corrected by the worker's history; 0: as claimed.")
+    expected_p90_ms: float = Field(default=0.0, ge=0, description="Corrected by the worker's history; 0: as claimed.")
+    quality: float = Field(
+        ge=0, le=1, description="The negotiator's estimate, not the bidder's claim: a lower credible bound."
+    )
+    mean_quality: float | None = Field(
+        default=None, ge=0, le=1, description="Mean of that estimate; null: the bound is all that is known."
+    )
+    cases: float = Field(default=0.0, ge=0, description="Verified outcomes behind the estimate, decayed.")
     value: float = Field(description="V: what the answer is worth before its price.")
     score: float = Field(description="S = V - price.")
     eligible: bool = Field(description="Within budget, at or above the least quality, and S >= S0.")
+
+    @property
+    def mean(self) -> float:
+        """Mean of the quality estimate."""
+        return self.quality if self.mean_quality is None else self.mean_quality
 
 
 class Transcript(Message):
@@ -47,3 +60,6 @@ class Transcript(Message):
     refusals: dict[str, str] = Field(default_factory=dict, description="Reason by worker.")
     winner: Identifier | None = None
     price: Micro | None = Field(default=None, description="What the winner is paid.")
+    rule: Literal["second_score", "posted"] = Field(
+        default="second_score", description="What set the price; `posted`: a newcomer was tried."
+    )

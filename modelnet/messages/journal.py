@@ -22,8 +22,13 @@ class Awarded(Message):
     task: Identifier
     attempt: int = Field(ge=1)
     worker: Identifier
+    owner: Identifier = Field(default="local", description="Who owns the worker, and is paid.")
     auction: Identifier | None = Field(default=None, description="The auction that the worker won.")
     price: Micro
+    held: Micro | None = Field(
+        default=None,
+        description="Held for the task in the ledger, in micro-credits; null if its tenant is not charged.",
+    )
     from_number: int = Field(default=0, ge=0, description="Events above this number of older attempts are void.")
     contract: Digest | None = Field(default=None, description="Digest of the contract that the output must keep.")
     continues: bool = Field(default=False, description="Whether another attempt could go on from what it streams.")
@@ -36,11 +41,11 @@ class Awarded(Message):
 
 
 class Waiting(Message):
-    """No worker can take the task now, and why."""
+    """The task cannot be given to a worker now, and why."""
 
     kind: Literal["waiting"] = "waiting"
     task: Identifier
-    reason: Literal["no_worker", "busy", "no_bids"]
+    reason: Literal["no_worker", "busy", "no_bids", "ledger_away"]
     negotiator: Identifier
 
 

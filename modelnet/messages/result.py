@@ -117,7 +117,12 @@ class Final(Message):
     output_ref: Reference | None = Field(default=None, description="Where the output is stored, if it is large.")
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     worker: Identifier | None = None
-    price: Micro | None = Field(default=None, description="Paid, in micro-credits.")
+    owner: Identifier | None = Field(default=None, description="Who owns the worker: to whom the price goes.")
+    price: Micro | None = Field(default=None, description="Price of the accepted output, in micro-credits.")
+    held: Micro | None = Field(
+        default=None,
+        description="What may be held for it in the ledger, to pay the price from; null if its tenant is not charged.",
+    )
     attempt: int | None = Field(default=None, ge=1, description="The accepted attempt, or the last one.")
     attempts: int = Field(default=0, ge=0, description="How many were awarded.")
     number: int | None = Field(

@@ -56,6 +56,18 @@ def test_an_id_of_ones_own_is_done_once_and_can_be_asked_for_again(modelnet: Run
     assert "cli-once" in [task["task"] for task in listed]
 
 
+def test_audit_recomputes_what_was_decided(modelnet: Run) -> None:
+    modelnet("submit", "text.upper", "-i", '{"text": "x"}', "--id", "cli-audit")
+    (found,) = objects(modelnet("audit", "cli-audit", "--json").stdout)
+    assert found["task"] == "cli-audit"
+    assert found["winner"]
+    assert found["differences"] == []
+    assert "follows" in modelnet("audit", "cli-audit").stdout
+    many = modelnet("audit", "--since", "1h")
+    assert many.returncode == 0
+    assert "0 differ" in many.stdout
+
+
 def test_trace_tells_who_bid_and_why_it_won(modelnet: Run) -> None:
     modelnet("submit", "text.upper", "-i", '{"text": "x"}', "--id", "cli-trace")
     found = objects(modelnet("trace", "cli-trace", "--json").stdout)[0]
@@ -110,6 +122,7 @@ def test_doctor_finds_nothing_wrong(modelnet: Run) -> None:
         (("watch", "nosuchtask"), "unknown_task", 1),
         (("cancel", "nosuchtask"), "unknown_task", 1),
         (("trace", "nosuchtask"), "unknown_task", 1),
+        (("audit", "nosuchtask"), "unknown_task", 1),
         (("workers", "--url", "nats://127.0.0.1:1"), "no_server", 1),
     ],
 )

@@ -70,9 +70,9 @@ def one(commands: Sequence[Command], kind: type[C]) -> C:
     return command
 
 
-def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 10) -> Awarded:
+def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 10, held: int | None = None) -> Awarded:
     """An entry as another negotiator would have made it."""
-    return Awarded(task="k", attempt=attempt, worker=worker, price=price, negotiator=negotiator)
+    return Awarded(task="k", attempt=attempt, worker=worker, price=price, held=held, negotiator=negotiator)
 
 
 class Table:
@@ -88,6 +88,7 @@ class Table:
         policy: Policy | None = None,
         negotiator: str = NEGOTIATOR,
         continues: str = "",
+        charged: bool = False,
         **fields: Any,
     ) -> None:
         self.now = 100.0
@@ -111,6 +112,7 @@ class Table:
             now=self.now,
             age_s=age_s,
             journal=journal,
+            charged=charged,
         )
 
     def _new_id(self) -> str:
@@ -203,6 +205,13 @@ class Table:
     def cancel(self, sequence: int | None = None) -> list[Command]:
         self.sequence = self.sequence + 1 if sequence is None else sequence
         return self.negotiation.on_cancel(self.sequence, self.now)
+
+    def held(self, refusal: str | None = None) -> list[Command]:
+        error = ErrorInfo(code=refusal, message="said the ledger") if refusal else None
+        return self.negotiation.on_held(error, self.now)
+
+    def ledger_away(self) -> list[Command]:
+        return self.negotiation.on_ledger_away()
 
     def timer(self, timer: Timer, key: str = "") -> list[Command]:
         return self.negotiation.on_timer(timer, key, self.now)

@@ -194,10 +194,10 @@ def test_the_price_is_bounded_by_what_others_have_asked() -> None:
     assert transcript(commands).price == 125
 
 
-def test_asks_are_learned() -> None:
+def test_the_ask_that_wins_is_learned() -> None:
     table = Table("w", "v")
     table.begin()
-    table.bid("w", 10)
     table.bid("v", 30)
-    assert table.prices.reference("a.b", "w") == 30
+    table.bid("w", 10)
     assert table.prices.reference("a.b", "v") == 10
+    assert table.prices.reference("a.b", "w") == 10  # nobody else has won: the first ask that did

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from modelnet.market import Directory
-from modelnet.market.directory import UNCLAIMED_QUALITY, expected_quality
+from modelnet.market import Candidate, Directory, Outcome, TrackRecords
+from modelnet.market.reputation import UNCLAIMED_QUALITY
 from modelnet.messages import Beat, CapabilityCard, Contract, RunningAttempt, Selector, Task, WorkerCard, digest_of
 
 DIGEST = digest_of("a contract")
@@ -147,11 +147,30 @@ def test_a_contract_that_the_input_violates_rules_out(directory: Directory) -> N
 
 
 def test_claims_of_quality_count_but_are_not_believed_whole() -> None:
-    assert expected_quality(None) == UNCLAIMED_QUALITY
-    claimed = [expected_quality(claim / 10) for claim in range(11)]
+    def known(claim: float | None) -> Candidate:
+        directory = Directory(lost_after_s=3.0, now=0.0)
+        directory.learn_card(card("w", "a.b", quality=claim), 0.0)
+        (candidate,) = directory.candidates(task(capability="a.b"), NONE)
+        return candidate
+
+    assert known(None).mean_quality == pytest.approx(UNCLAIMED_QUALITY)
+    claimed = [known(claim / 10).mean_quality or 0.0 for claim in range(11)]
     assert claimed == sorted(claimed)
     assert claimed[0] > 0
     assert claimed[10] < 1
+    assert known(1.0).quality < claimed[10]  # it is reckoned with less, as long as nothing proves the claim
+
+
+def test_outcomes_outweigh_the_claim() -> None:
+    records = TrackRecords()
+    directory = Directory(lost_after_s=3.0, now=0.0, records=records)
+    directory.learn_card(card("w", "a.b", quality=1.0), 0.0)
+    for n in range(40):
+        records.learn(Outcome("w", "a.b", f"k{n}", 1, "checker", n % 2 == 0, 10), 0.0)
+    (candidate,) = directory.candidates(task(capability="a.b"), NONE)
+    assert candidate.cases == pytest.approx(40)
+    assert candidate.mean_quality == pytest.approx(0.5, abs=0.05)
+    assert candidate.quality < (candidate.mean_quality or 0.0)
 
 
 def test_contracts_outlive_their_workers() -> None:

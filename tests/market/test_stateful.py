@@ -6,10 +6,10 @@ from typing import Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from modelnet.market import State
-from modelnet.market.commands import Command, Finished, Hold, SendAward, Write
+from modelnet.market.commands import Command, Finished, Hold, HoldFunds, SendAward, Timer, Write
 from modelnet.messages import AdoptAttempt, Award, CancelAsked, Final, JournalEntry
 from modelnet.slots import Begin, Key, Slots, Stop
 from tests.market.table import Table, awarded
@@ -101,11 +101,17 @@ class NegotiationMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = Table("w", "v", "u", continues="wv")
         self.journal: list[tuple[int, JournalEntry | None]] = []
         self.outstanding: Write | None = None
         self.finished = False
         self.last_award = 0
+        self.asked = False
+        self.funded = False
+
+    @initialize(charged=st.booleans())
+    def begin(self, charged: bool) -> None:
+        self.table = Table("w", "v", "u", continues="wv", charged=charged)
+        self.funded = not charged
         self._take(self.table.begin())
 
     def _take(self, commands: list[Command]) -> None:
@@ -115,7 +121,12 @@ class NegotiationMachine(RuleBasedStateMachine):
                 case Write():
                     assert self.outstanding is None, "one entry at a time"
                     self.outstanding = command
+                case HoldFunds():
+                    assert not self.asked, "one question at a time"
+                    assert not self.funded, "the money is held once"
+                    self.asked = True
                 case SendAward(_, award):
+                    assert self.funded, "an award without money"
                     assert award.attempt > self.last_award
                     self.last_award = award.attempt
                 case Hold():
@@ -157,6 +168,16 @@ class NegotiationMachine(RuleBasedStateMachine):
     def another_takes_over(self, worker: str) -> None:
         self._append(awarded(self.last_award + 1, worker))
 
+    @precondition(lambda self: self.asked)
+    @rule(answer=st.sampled_from(["held", "away", "no_funds"]))
+    def ledger_answers(self, answer: str) -> None:
+        self.asked = False
+        if answer == "away":
+            self._take(self.table.ledger_away())
+        else:
+            self.funded = answer == "held"
+            self._take(self.table.held(None if self.funded else answer))
+
     @rule(worker=workers, price=st.integers(1, 2000), newcomer=st.booleans())
     def bid(self, worker: str, price: int, newcomer: bool) -> None:
         self._take(self.table.bid(worker, price, newcomer=newcomer))
@@ -195,8 +216,8 @@ class NegotiationMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.table.now += seconds
 
-    @rule(timer=st.sampled_from(["window", "award", "notice", "retry", "deadline"]), attempt=attempts)
-    def timer(self, timer: Literal["window", "award", "notice", "retry", "deadline"], attempt: int) -> None:
+    @rule(timer=st.sampled_from(["window", "award", "notice", "retry", "deadline", "funds"]), attempt=attempts)
+    def timer(self, timer: Timer, attempt: int) -> None:
         key = self.table.negotiation.auction if timer in ("window", "retry") else str(attempt)
         self._take(self.table.timer(timer, key))
 

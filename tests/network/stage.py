@@ -16,6 +16,8 @@ from modelnet.bus.connection import connect
 from modelnet.client import Client, TaskHandle
 from modelnet.reader import StreamEvent
 from modelnet.settings import Settings
+from workers import ledger
+from workers.ledger import LedgerWorker
 from workers.negotiator import Negotiator, make_app
 
 __all__ = ["Ear", "Network", "fast", "until"]
@@ -107,6 +109,12 @@ class Network:
         negotiator = Negotiator(config)
         await self._start(negotiator, make_app(config, negotiator))
         return negotiator
+
+    async def ledger_worker(self) -> LedgerWorker:
+        """Start a ledger worker."""
+        worker = LedgerWorker(self.config)
+        await self._start(worker, ledger.make_app(self.config, worker))
+        return worker
 
     async def join(self, *workers: modelnet.Worker) -> None:
         """Let workers join; it returns once they are known to whoever hears beats."""

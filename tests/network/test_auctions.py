@@ -115,7 +115,7 @@ async def test_require_and_exclude(network: Network, options: Mapping[str, Any],
     if "who-a" not in {live.card.worker for live in await network.client.workers()}:
         await network.join(
             seller(network, "who-a", "auction.who", 1, owner="alice", model="model-a", labels={"zone": "a"}),
-            seller(network, "who-b", "auction.who", 9, owner="bob", model="model-b", labels={"zone": "b"}),
+            seller(network, "who-b", "auction.who", 200, owner="bob", model="model-b", labels={"zone": "b"}),
         )
         await settled(network, "auction.who", 2)
     final = await (await network.client.submit("auction.who", {}, deadline_s=5, **options)).result()

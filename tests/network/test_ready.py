@@ -11,9 +11,10 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from redis.asyncio import Redis
 
 from modelnet.bus.durability import verify_durability
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, find_program, free_port
@@ -79,7 +80,7 @@ async def test_a_process_answers_and_says_what_is_named_and_what_holds(
         assert said == {
             "ready": True,
             "durability": "power",
-            "assured": {"streams": True, "NATS sync": None, "Redis": False},
+            "assured": {"streams": True, "NATS sync": None, "Redis": True},
         }
         assert (await ask(port, "/other"))[0] == 404
         assert await healthcheck(port) == 0
@@ -132,7 +133,7 @@ def set_when_called(event: asyncio.Event) -> Any:
 async def test_servers_started_as_named_are_verified_to_be_so(tmp_path: Path, durability: str) -> None:
     sync = durability == "power"
     nats = EmbeddedNats(tmp_path / "nats", sync_always=sync, monitored=True)
-    redis = EmbeddedRedis(tmp_path / "redis", sync_always=sync)
+    redis = EmbeddedRedis(tmp_path / "redis")
     await asyncio.gather(nats.start(), redis.start())
     try:
         named = {"redis_url": redis.url, "monitor_url": nats.monitor_url, "durability": durability}
@@ -153,10 +154,30 @@ async def test_power_named_on_servers_that_do_not_sync_is_told(tmp_path: Path) -
         async with Network(fast(nats.url, **named)) as network:
             await network.negotiator()
             found = {one.what: one for one in await verify_durability(network.bus, network.config)}
-            assert [found["NATS sync"].holds, found["Redis"].holds, found["streams"].holds] == [False, False, True]
+            assert [found["NATS sync"].holds, found["Redis"].holds, found["streams"].holds] == [False, True, True]
             assert "120 s" in found["NATS sync"].detail
     finally:
         await asyncio.gather(nats.stop(), redis.stop())
+
+
+@pytest.mark.parametrize("durability", ["process", "power", "replicated"])
+async def test_a_redis_that_syncs_each_second_is_told_at_every_durability(
+    tmp_path: Path, nats_server: EmbeddedNats, durability: Literal["process", "power", "replicated"]
+) -> None:
+    redis = EmbeddedRedis(tmp_path / "redis")
+    await redis.start()
+    client = Redis.from_url(redis.url)
+    config = Settings(url=nats_server.url, redis_url=redis.url, durability=durability)
+    try:
+        async with Network(fast(nats_server.url)) as network:
+            for sync, holds in ("always", True), ("everysec", False):
+                await client.config_set("appendfsync", sync)
+                found = {one.what: one for one in await verify_durability(network.bus, config)}
+                assert found["Redis"].holds is holds
+                assert sync in found["Redis"].detail
+    finally:
+        await client.aclose()
+        await redis.stop()
 
 
 @pytest.mark.asyncio(loop_scope="module")

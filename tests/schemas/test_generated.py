@@ -19,6 +19,7 @@ from modelnet.bus import subjects
 from modelnet.bus.channels import CHANNELS, Channel
 from modelnet.schemas import DIALECT, FOLDER, asyncapi, drift, main, message_classes, normalised, write
 from tests.messages.samples import documents
+from workers.ledger import app as ledger_app
 from workers.negotiator import app as negotiator_app
 
 
@@ -41,7 +42,7 @@ def worker_app() -> FastStream:
     return worker.app
 
 
-APPS = {"negotiator": negotiator_app, "worker": worker_app()}
+APPS = {"negotiator": negotiator_app, "ledger": ledger_app, "worker": worker_app()}
 
 channels = pytest.mark.parametrize("channel", CHANNELS, ids=lambda c: c.name)
 apps = pytest.mark.parametrize("role", sorted(APPS))
@@ -177,6 +178,7 @@ SUBJECTS = {
     "final": subjects.journal("t", "k", "final"),
     "accepted": subjects.journal("t", "k", "final").replace("journal", "result", 1),
     "audit": subjects.audit("t", "k"),
+    "metering": subjects.metering("t"),
     "deadLetter": "dlq.task",
 }
 

@@ -35,6 +35,8 @@ def main() -> int:
         ends.update(final.status for final in history.ends())
         faults.update(negotiators=history.takeovers, workers_killed=history.deaths, workers_frozen=history.freezes)
         faults.update(workers_cut_off=history.cuts)
+        if (books := history.world.books) is not None:
+            faults.update(ledger_away=books.outages, holds_refused=books.refusals)
         attempts.update(history.kinds())
     took_s = time.monotonic() - started
     print(f"{len(seeds)} histories in {took_s:.1f} s, {sum(ends.values())} tasks, each with one Final")

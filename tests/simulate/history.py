@@ -39,6 +39,8 @@ class History:
             world.at(random.uniform(0.0, CALM_S), self._negotiator_fails)
         for _ in range(30 if self.aimed else random.choice([0, 1, 2, 4])):
             world.at(random.uniform(0.0, CALM_S), self._worker_fails)
+        for _ in range(random.choice([0, 1, 2]) if world.books else 0):
+            world.at(random.uniform(0.0, CALM_S), self._ledger_fails)
         world.play(DEADLINE_S + 40.0)
 
     def check(self) -> None:
@@ -124,6 +126,11 @@ class History:
         else:
             shell.frozen_until = self.world.now + random.uniform(0.5, 15.0)
         self.world.at(random.uniform(0.0, 5.0), self._start_negotiator)
+
+    def _ledger_fails(self) -> None:
+        assert self.world.books is not None
+        self.world.books.outages += 1
+        self.world.books.away_until_s = self.world.now + self.world.random.uniform(0.5, 10.0)
 
     def _worker_fails(self) -> None:
         """It dies and a new process takes its id, it freezes and goes on, or it is cut off for a while."""

@@ -42,6 +42,7 @@ __all__ = ["CONTRACT", "Shell", "SimulatedWorker"]
 CONTRACT = Contract(capability="a.b")
 JOURNAL_TIMEOUT_S = 5.0
 MISSED_BEATS = 3
+LEDGER_TIMEOUT_S = 3.0
 
 
 class SimulatedWorker(Party):
@@ -256,6 +257,7 @@ class Shell(Party):
                 now=world.now,
                 age_s=world.now,
                 journal=tuple(world.journal[task]),
+                charged=world.books is not None,
             )
         )
         self._hear(task, lambda n: n.begin(world.now))
@@ -343,11 +345,14 @@ class Shell(Party):
                     self._write(task, held, entry, expected)
                 case cmd.SendAward(worker, award):
                     assert held.wrote is None, "an award after a Final"
+                    assert world.books is None or task in world.books.held, "an award before its hold"
                     receiver = self._workers[worker]
                     world.send(receiver, partial(receiver.award, self, award))
                 case cmd.AskForBids(request):
                     for bidder in self._workers.values():
                         world.send(bidder, partial(bidder.ask, self, task, request.auction))
+                case cmd.HoldFunds(amount):
+                    self._hold_funds(task, held, amount)
                 case cmd.StartTimer(timer, key, delay_s):
                     world.at(delay_s, partial(self.reach, partial(self._ring, task, timer, key)))
                 case cmd.CancelWork(worker, attempt, auction):
@@ -407,6 +412,25 @@ class Shell(Party):
         text = reader.text
         streamed = cmd.Streamed(reader.position, Resume(text=text)) if text else cmd.Streamed()
         self._hear(task, lambda n: n.on_streamed(streamed, self.world.now))
+
+    def _hold_funds(self, task: str, held: _Held, amount: int) -> None:
+        """Ask the ledger; it may be away, and the question or its answer may be lost."""
+        world, answered = self.world, False
+
+        def answer(event: Callable[[Negotiation], list[cmd.Command]]) -> None:
+            nonlocal answered
+            if not answered and self.held.get(task) is held:
+                answered = True
+                self._hear(task, event)
+
+        def arrive() -> None:
+            assert world.books is not None
+            if world.now >= world.books.away_until_s:
+                refusal = world.books.hold(task, amount)
+                world.send(self, lambda: answer(lambda n: n.on_held(refusal, world.now)))
+
+        world.send(None, arrive)
+        world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(lambda n: n.on_ledger_away())))
 
     def _write(self, task: str, held: _Held, entry: Awarded | Waiting | Final, expected: int) -> None:
         world = self.world

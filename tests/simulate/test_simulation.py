@@ -31,7 +31,8 @@ def test_the_faults_reach_every_kind_of_end() -> None:
         ends.update(final.status for final in history.ends())
         ends.update(final.error.code for final in history.ends() if final.error)
         events.update(history.kinds())
-    assert {"completed", "failed", "expired", "cancelled", "worker_error", "worker_lost", "poison"} <= set(ends), ends
+    wanted = {"completed", "failed", "expired", "cancelled", "worker_error", "worker_lost", "poison", "no_funds"}
+    assert wanted <= set(ends), ends
     assert min(events[kind] for kind in ("adopted", "continued", "reset")) > 5, events
 
 

@@ -22,6 +22,7 @@ from modelnet.messages import (
     Task,
 )
 from modelnet.reader import Reader, StreamEvent
+from tests.simulate.books import Books
 
 __all__ = ["BEAT_S", "CALM_S", "DEADLINE_S", "WORDS", "Party", "World"]
 
@@ -75,6 +76,8 @@ class World:
         self._read: dict[str, int] = {}
         """How much of the journal each task's reader has."""
         self.on_cancelled: Callable[[str, int], None] = lambda task, sequence: None
+        self.books = Books(self.random) if self.random.random() < 0.5 else None
+        """The tenant's account, if it is charged."""
 
     # ------------------------------------------------------------------ time and network
 
@@ -176,6 +179,9 @@ class World:
             self._check_stream(task, late, self.fill(task, late))
             reader, shown = self._readers[task]
             self._check_stream(task, reader, [*shown, *self.fill(task, reader)])
+
+        if self.books is not None:
+            self.books.check([entry for journal in self.journal.values() for _, entry in journal])
 
     def _check_task(self, task: str) -> None:
         entries = [entry for _, entry in self.journal[task]]

@@ -1,0 +1,101 @@
+"""The decision of an auction: winner and price, one pure function of what was bid and known; and its recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from modelnet.messages import Bid, ScoredBid, Transcript
+
+from .exploration import pick
+from .scoring import Offered, Terms, payment, rank
+
+__all__ = ["Decision", "decide", "differences", "recompute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who is to be awarded, in order, and what each is paid if the ones before it decline."""
+
+    ranking: list[ScoredBid]
+    """All bids, best first."""
+    tried: ScoredBid | None
+    """The newcomer that goes before the best bid, at the posted price."""
+    terms: Terms
+    references: Mapping[str, int]
+    """The capability's reference price without each bidder's own history, where there is one."""
+
+    def price(self, best: ScoredBid, rest: Sequence[ScoredBid]) -> int:
+        """What `best` is paid where `rest` stand behind it."""
+        if best is self.tried:
+            return self.references[best.worker]
+        return payment(self.terms, best, list(rest), self.references.get(best.worker))
+
+    @property
+    def order(self) -> list[ScoredBid]:
+        """Those that may be awarded, in turn."""
+        eligible = [bid for bid in self.ranking if bid.eligible]
+        if self.tried is None:
+            return eligible
+        return [self.tried, *(bid for bid in eligible if bid is not self.tried)]
+
+    @property
+    def rule(self) -> Literal["second_score", "posted"]:
+        """What sets the winner's price."""
+        return "second_score" if self.tried is None else "posted"
+
+
+def decide(auction: str, task: str, terms: Terms, offered: list[Offered], references: Mapping[str, int]) -> Decision:
+    """Rank the bids and see whether a newcomer is tried."""
+    ranking = rank(task, terms, offered)
+    return Decision(ranking, pick(auction, terms, ranking, references), terms, references)
+
+
+def recompute(transcript: Transcript) -> Decision:
+    """The decision that follows from what a transcript says was bid and known, by this version of the rules."""
+    terms = Terms(
+        transcript.budget,
+        transcript.value,
+        transcript.value_of_time,
+        float(transcript.value),
+        transcript.min_quality,
+        transcript.remaining_ms / 1e3,
+    )
+    offered = [
+        Offered(
+            Bid.model_construct(
+                auction=transcript.auction, worker=bid.worker, price=bid.price, p50_ms=bid.p50_ms, p90_ms=bid.p90_ms
+            ),
+            bid.owner,
+            bid.quality,
+            bid.mean_quality,
+            bid.cases,
+            (bid.expected_p50_ms, bid.expected_p90_ms) if bid.expected_p50_ms else None,
+        )
+        for bid in transcript.bids
+    ]
+    return decide(transcript.auction, transcript.task, terms, offered, transcript.reference_price)
+
+
+def differences(transcript: Transcript) -> list[str]:
+    """How the recorded outcome differs from the recomputed one, a line each; none if it follows."""
+    decision = recompute(transcript)
+    order = decision.order
+    winner = order[0] if order else None
+    price = decision.price(winner, order[1:]) if winner is not None else None
+    found = []
+    for what, recorded, computed in (
+        ("winner", transcript.winner, winner.worker if winner else None),
+        ("price", transcript.price, price),
+        ("rule", transcript.rule, decision.rule),
+        ("order", [bid.worker for bid in transcript.bids], [bid.worker for bid in decision.ranking]),
+    ):
+        if recorded != computed:
+            found.append(f"{what}: recorded {recorded}, recomputed {computed}")
+    recorded_bids = {bid.worker: bid for bid in transcript.bids}
+    for bid in decision.ranking:
+        kept = recorded_bids[bid.worker]
+        if round(kept.score) != round(bid.score) or kept.eligible != bid.eligible:
+            found.append(f"score of {bid.worker}: recorded {kept.score:.1f}, recomputed {bid.score:.1f}")
+    return found
