@@ -44,7 +44,7 @@ async def test_a_flood_starves_neither_other_tenants_nor_urgent_tasks(bare_netwo
     few = [await network.client.submit(f"desk.{name}", {"n": "few"}, tenant=other) for _ in range(2)]
     urgent = await network.client.submit(f"desk.{name}", {"n": "urgent"}, tenant="flood", priority=9)
     await asyncio.gather(*(waits(network, task.tenant, task.id) for task in (*few, urgent)))
-    assert negotiator._intake.held <= HELD * 1.25
+    assert negotiator._reception._intake.held <= HELD * 1.25
     desk.let(12)
     await desk.until_begun(14)
     served = desk.begun[2:14]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import modelnet
-import workers.negotiator
 from modelnet.bus import subjects
 from modelnet.bus.streams import STREAMS, setup_bus
 from modelnet.errors import BusFull
@@ -55,7 +54,7 @@ async def test_a_full_task_stream_is_told_at_once_and_takes_tasks_again(network:
 async def test_a_full_journal_delays_its_tasks_and_raises_no_storm(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers.negotiator, "JOURNAL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("workers.negotiator.receipts.JOURNAL_TIMEOUT_S", 0.5)
     await echo(network, "full.journal")
     first = await (await network.client.submit("full.journal", {"n": 1})).result()
     assert first.output == {"n": 1}

@@ -13,7 +13,7 @@ from modelnet.messages import Task
 from modelnet.processes import ChildProcess
 from tests.network.stage import Network
 from tests.network.test_deaths import lone_process
-from workers.negotiator import Negotiator
+from workers.negotiator.reception import Reception
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -80,16 +80,16 @@ async def test_a_task_that_breaks_every_handler_can_be_tried_again(network: Netw
 
 async def test_a_task_that_cannot_be_taken_is_given_up(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    take = Negotiator._take
+    take = Reception._take
 
-    async def stumble(self: Negotiator, msg: Any, task: Task, entries: Any) -> None:
+    async def stumble(self: Reception, msg: Any, task: Task, entries: Any) -> None:
         if task.input.get("stumble"):
             tried.append(task.id)
             raise RuntimeError("stumbled")
         await take(self, msg, task, entries)
 
-    monkeypatch.setattr(Negotiator, "_take", stumble)
-    monkeypatch.setattr("workers.negotiator.RETURN_S", 0.05)
+    monkeypatch.setattr(Reception, "_take", stumble)
+    monkeypatch.setattr("workers.negotiator.reception.RETURN_S", 0.05)
     worker = network.worker("steady")
 
     @worker.capability("steady.do")
@@ -104,7 +104,7 @@ async def test_a_task_that_cannot_be_taken_is_given_up(network: Network, monkeyp
     assert (await letter_of(network, task)).letter.reason == "RuntimeError: stumbled"
     assert (await (await network.client.submit("steady.do", {"n": 1})).result()).output == {"n": 1}
     (negotiator,) = network.negotiators
-    assert not negotiator._stumbles
+    assert not negotiator._reception._stumbles
 
 
 async def test_what_is_no_task_cannot_be_retried(network: Network) -> None:

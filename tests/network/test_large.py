@@ -204,7 +204,7 @@ async def test_small_tasks_do_not_wait_for_large_ones(network: Network) -> None:
         ] * 6
     print(f"small tasks: median {sorted(alone)[10] * 1e3:.1f} ms alone, {sorted(beside)[10] * 1e3:.1f} ms beside")
     (negotiator,) = network.negotiators
-    assert not negotiator._fetching
+    assert not negotiator._reception._fetching
     await network.stop(worker)
 
 

@@ -31,7 +31,10 @@ async def until_quiet(network: Network, *parties: object) -> None:
         "_held",
         "_by_auction",
         "_by_tenant",
-        "_waiting",
+        "waiting",
+        "_called",
+        "_unfunded",
+        "_fetching",
         "_writes",
         "_awards",
         "_records",
@@ -84,12 +87,13 @@ async def test_no_container_grows_with_the_work_done(network: Network) -> None:
 
     await network.join(worker)
     await mixed_load(network, 2)
-    await until_quiet(network, negotiator, worker)
-    before = sizes(negotiator), sizes(worker)
+    parties = negotiator, negotiator._hand, negotiator._receipts, negotiator._reception, worker
+    await until_quiet(network, *parties)
+    before = [sizes(party) for party in parties]
     await mixed_load(network, 15)
-    await until_quiet(network, negotiator, worker)
-    assert (sizes(negotiator), sizes(worker)) == before
-    assert negotiator._intake.held == 0
-    waiting = negotiator._waiting
+    await until_quiet(network, *parties)
+    assert [sizes(party) for party in parties] == before
+    assert negotiator._reception._intake.held == 0
+    waiting = negotiator._hand.waiting
     assert isinstance(waiting, Line)
     assert sizes(waiting) == {"_queues": 0}

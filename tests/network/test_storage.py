@@ -179,7 +179,7 @@ async def test_a_full_disk_is_found_out_and_mended_by_itself(disk: Disk) -> None
         gate.set()
         await becomes(network, "ready")
         finals = [await task.final() for task in accepted]
-        assert [final.output for final in finals] == [{"n": n} for n in range(20)]
+        assert [(final.output, final.error) for final in finals] == [({"n": n}, None) for n in range(20)]
         assert (await (await network.client.submit("echo", {"n": 3})).result()).output == {"n": 3}
 
 

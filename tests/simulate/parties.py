@@ -224,7 +224,7 @@ class _Held:
 
 
 class Shell(Party):
-    """A negotiator's hands: carries events and commands as workers/negotiator.py does, and checks both."""
+    """A negotiator's hands: carries events and commands as workers/negotiator does, and checks both."""
 
     def __init__(self, world: World, name: str, workers: dict[str, SimulatedWorker]) -> None:
         super().__init__(world)

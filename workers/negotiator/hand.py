@@ -1,0 +1,170 @@
+"""The tasks in one negotiator's hands: each with its message, its negotiation and its timers; who of them waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nats.aio.msg import Msg
+
+from modelnet.market import Line, Negotiation, Place
+from modelnet.market.commands import Timer
+from modelnet.messages import Task
+
+__all__ = ["Hand", "Held"]
+
+WAITING_SHARE = 0.5
+"""Of the tasks held, those of one capability that may wait for a free worker; more go back to the stream."""
+
+UNFUNDED_SHARE = 0.25
+"""Of the tasks held, those that may wait for the ledger; more go back to the stream, so that free tenants' go on."""
+
+TENANT_SHARE = 0.75
+"""Of the tasks held, those of one tenant and class; more go back to the stream, to let others' be seen."""
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One task."""
+
+    msg: Msg
+    """Its message: the last, if it was delivered more than once."""
+    negotiation: Negotiation
+    accepts: Callable[[str], bool]
+    """Whether its input satisfies the contract of this digest, one that was announced since too."""
+    timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
+    """The last started of each kind: an older one means nothing any more."""
+    award: str = ""
+    """Token of the award last sent."""
+    auction: str = ""
+    """Id of the auction that is open."""
+    suspect: int = 0
+    """The attempt that its worker's last beat did not list."""
+    fetching: int = 0
+    """The attempt whose large output is being fetched."""
+    place: Place | None = None
+    called_for: str = ""
+    """The worker for whose free slot it was called out of the line, until its auction is decided."""
+
+    @property
+    def task(self) -> Task:
+        """The task itself."""
+        return self.negotiation.task
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names it: ids are unique for each tenant."""
+        return self.task.tenant, self.task.id
+
+    @property
+    def age(self) -> int:
+        """Its sequence in the stream: smaller is older."""
+        return int(self.msg.metadata.sequence.stream)
+
+
+class Hand:
+    """All of them."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many may be held; what waits and what one tenant has is bounded by shares of it."""
+        self.waiting = Line[Held](max(int(most * WAITING_SHARE), 1))
+        """Those that wait for a worker."""
+        self._held: dict[tuple[str, str], Held] = {}
+        self._by_auction: dict[str, Held] = {}
+        self._called = set[Held]()
+        self._unfunded = set[Held]()
+        self._most_unfunded = max(int(most * UNFUNDED_SHARE), 1)
+        self._by_tenant = Counter[tuple[str, int]]()
+        self._most_of_a_tenant = max(int(most * TENANT_SHARE), 1)
+
+    def all(self) -> list[Held]:
+        """A list, so that it does not change under its reader."""
+        return list(self._held.values())
+
+    def get(self, tenant: str, task: str) -> Held | None:
+        """The task, if it is in hand."""
+        return self._held.get((tenant, task))
+
+    def holds(self, held: Held) -> bool:
+        """Whether a task is still in hand: what comes for one that was given back is void."""
+        return self._held.get(held.key) is held
+
+    def has_room_for(self, task: Task) -> bool:
+        """Whether its tenant has fewer than its share in hand, or this one is among them already."""
+        mine = self._by_tenant[task.tenant, task.priority_class]
+        return mine < self._most_of_a_tenant or (task.tenant, task.id) in self._held
+
+    def add(self, held: Held) -> None:
+        """Take a task in hand."""
+        self._held[held.key] = held
+        self._by_tenant[held.task.tenant, held.task.priority_class] += 1
+
+    def forget(self, held: Held) -> None:
+        """It is in hand no longer."""
+        if self.holds(held):
+            del self._held[held.key]
+            owner = (held.task.tenant, held.task.priority_class)
+            self._by_tenant[owner] -= 1
+            if not self._by_tenant[owner]:
+                del self._by_tenant[owner]
+        self.closed(held)
+        self._stop_waiting(held)
+        self._called.discard(held)
+        for timer in held.timers.values():
+            timer.cancel()
+        held.timers.clear()
+
+    # ------------------------------------------------------------------ auctions
+
+    def opened(self, held: Held, auction: str) -> None:
+        """An auction is open for it; it waits no longer."""
+        self._stop_waiting(held)
+        self.closed(held)
+        held.auction = auction
+        self._by_auction[auction] = held
+
+    def closed(self, held: Held) -> None:
+        """Its auction takes no more bids."""
+        self._by_auction.pop(held.auction, None)
+        held.auction = ""
+
+    def in_auction(self, auction: str) -> Held | None:
+        """The task whose open auction this is."""
+        return self._by_auction.get(auction)
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait(self, held: Held, *, for_funds: bool) -> Held | None:
+        """It waits, for the ledger or for a worker; returns whoever must go back to the stream for it."""
+        self.closed(held)
+        if not for_funds:
+            return self.waiting.add(held)
+        self.waiting.leave(held)  # a free slot is for those that could take it
+        self._unfunded.add(held)
+        return held if len(self._unfunded) > self._most_unfunded else None
+
+    def _stop_waiting(self, held: Held) -> None:
+        self.waiting.leave(held)
+        self._unfunded.discard(held)
+
+    def call(
+        self, worker: str, serves: Callable[[str], bool], could_take: Callable[[Held], bool], count: int
+    ) -> list[Held]:
+        """The first `count` in line that this worker could take: each is to hold an auction."""
+        called = self.waiting.call(serves, could_take, count)
+        for held in called:
+            held.called_for = worker
+        self._called.update(called)
+        return called
+
+    def called_for(self, worker: str) -> int:
+        """How many were called for this worker's free slots, and are not decided."""
+        return sum(held.called_for == worker for held in self._called)
+
+    def decided(self, held: Held) -> str:
+        """The auction for which it was called is over; returns the worker for whose slot that was."""
+        worker, held.called_for = held.called_for, ""
+        self._called.discard(held)
+        return worker

@@ -1,0 +1,511 @@
+"""The negotiator itself: carries events to negotiations and commands from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from modelnet.bus import journal, subjects
+from modelnet.bus.bodies import Bodies
+from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.clock import ServerClock
+from modelnet.bus.streams import setup_bus
+from modelnet.errors import ModelnetError
+from modelnet.market import Candidate, Directory, Negotiation, Policy, ReferencePrices, State, TrackRecords
+from modelnet.market import commands as cmd
+from modelnet.messages import (
+    Beat,
+    CancelAttempt,
+    Done,
+    Features,
+    Offer,
+    Reference,
+    RollCall,
+    Task,
+    decode_award_reply,
+    decode_bid_reply,
+    new_id,
+)
+from modelnet.settings import Settings
+
+from .clients import Clients
+from .examiner import Examiner, usable
+from .hand import Hand, Held
+from .inquiry import Inquiry
+from .receipts import Receipts
+from .reception import Entries, Reception
+from .till import Till
+
+__all__ = ["Negotiator"]
+
+log = structlog.get_logger("negotiator")
+
+TICK_S = 1.0
+RELIST_S = 30.0
+
+
+class Negotiator:
+    """One participant of the network."""
+
+    def __init__(self, config: Settings) -> None:
+        self.id = f"neg-{new_id()[-12:]}"
+        self._settings = config
+        self._policy = Policy(
+            window_s=config.bid_window_ms / 1e3,
+            award_timeout_s=config.award_timeout_ms / 1e3,
+            max_attempts=config.max_attempts,
+        )
+        self._track = TrackRecords()
+        self._directory = Directory(
+            lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
+        )
+        self._prices = ReferencePrices()
+        self._hand = Hand(config.max_in_flight)
+        self._clock = ServerClock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown: set[str] = set()
+        self._started = False
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, nc: Client) -> None:
+        """Join the network: make the streams, learn who is there, and take tasks."""
+        self._nc, config = nc, self._settings
+        await setup_bus(nc, ack_wait_s=config.ack_wait_s, replicas=config.replicas)
+        self._catalogue = Catalogue(nc)
+        self._examiner = Examiner(self._directory, Bodies(nc, config))
+        self._till = Till(nc, config)
+        await self._till.open()
+        self._clients = Clients(nc)
+        self._inquiry = Inquiry(nc, self._hand, negotiator=self.id, timeout_s=config.award_timeout_ms / 1e3)
+        await self._clock.sync(nc)
+        await self._relist()
+        self._receipts = Receipts(nc)
+        await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
+        await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
+        await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
+        await nc.subscribe(self._receipts.subject, cb=self._on_reply)
+        await nc.publish(subjects.ROLL_CALL, RollCall().encode())
+        self._reception = Reception(
+            nc,
+            self._hand,
+            negotiator=self.id,
+            directory=self._directory,
+            examiner=self._examiner,
+            clock=self._clock,
+            limit=config.max_in_flight,
+            max_body_bytes=config.max_body_bytes,
+            negotiate=self._negotiate,
+            relist=self._relist,
+            run=self._run,
+            spawn=self._spawn,
+        )
+        await self._reception.open()
+        self._spawn(self._tick())
+        self._started = True
+        log.info("negotiator_started", negotiator=self.id)
+
+    async def stop(self) -> None:
+        """Take no more tasks and give back what is held; the stream delivers it to another at once."""
+        if not self._started:
+            return
+        await self._reception.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for held in self._hand.all():
+            if held.negotiation.state is not State.DONE:
+                await self._nc.publish(held.msg.reply, b"-NAK")
+            self._forget(held)
+        await self._till.close()
+        if self._nc.is_connected:
+            await self._nc.flush()
+        log.info("negotiator_stopped", negotiator=self.id)
+
+    async def reconnected(self) -> None:
+        """After a lost connection: what was asked for is forgotten, and beats were missed."""
+        if not self._started:
+            return
+        await self._reception.reconnected()
+        await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
+        await self._till.refresh()
+
+    async def _tick(self) -> None:
+        """Each second: keep what is held, find who is lost, repeat what was not acknowledged."""
+        last = last_hold = last_list = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            # A process that was frozen, or cut off, has heard nobody: that says nothing about them.
+            deaf_s, last = now - last - (TICK_S if self._nc.is_connected else 0.0), now
+            if deaf_s > TICK_S / 4:
+                self._directory.excuse(deaf_s)
+            if not self._nc.is_connected:
+                continue
+            try:
+                for worker in self._directory.lost(now):
+                    log.warning("worker_lost", worker=worker)
+                    await self._lost(worker)
+                if now - last_hold >= self._settings.ack_wait_s / 3:
+                    last_hold = now
+                    await self._reception.keep()
+                if now - last_list >= RELIST_S:
+                    last_list = now
+                    await self._relist()
+                    await self._till.refresh()
+                    await self._clock.sync(self._nc)
+                for held in self._receipts.overdue(now):
+                    self._spawn(self._read_back(held))
+                await self._receipts.repeat(now)
+                await self._reception.tick(TICK_S)
+                self._look_after_clients()
+            except Exception as error:
+                log.warning("tick_failed", error=repr(error))
+
+    def _look_after_clients(self) -> None:
+        """Ask every client whether it is still there whose tasks end with it."""
+        wanted = {held.task.client for held in self._hand.all() if held.task.client is not None}
+        self._clients.keep(wanted)
+        for client in wanted:
+            self._spawn(self._look_for(client))
+
+    async def _look_for(self, client: str) -> None:
+        if await self._clients.is_gone(client):
+            for held in self._hand.all():
+                if held.task.client == client:
+                    await self._run(held, held.negotiation.on_client_gone(time.monotonic()))
+
+    async def _relist(self) -> None:
+        self._directory.learn_contracts(filter(usable, await self._catalogue.contracts()))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("negotiator_failed", error=repr(error), exc_info=error)
+
+    def _negotiate(
+        self, task: Task, features: Features, accepts: Callable[[str], bool], age_s: float, entries: Entries
+    ) -> Negotiation:
+        def find(excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
+            found = self._directory.candidates(task, excluded, accepts)
+            return found, self._directory.settled(time.monotonic())
+
+        return Negotiation(
+            task,
+            features,
+            negotiator=self.id,
+            policy=self._policy,
+            new_id=new_id,
+            find=find,
+            prices=self._prices,
+            records=self._track,
+            now=time.monotonic(),
+            age_s=age_s,
+            journal=entries,
+            charged=self._till.charges(task),
+        )
+
+    def _forget(self, held: Held) -> None:
+        self._receipts.drop_award(held)
+        self._hand.forget(held)
+
+    # ------------------------------------------------------------------ of tasks
+
+    async def _on_bid(self, msg: Msg) -> None:
+        auction, bidder = msg.subject.rsplit(".", 2)[1:]
+        held = self._hand.in_auction(auction)
+        if held is None:
+            return
+        try:
+            reply = decode_bid_reply(msg.data)
+        except ValidationError:
+            log.warning("bid_malformed", worker=bidder)
+            return
+        if (reply.worker, reply.auction) != (bidder, auction):
+            return
+        newcomer = None
+        if not self._directory.serves(bidder, held.task.capability):
+            await self._meet(bidder)
+            newcomer = self._directory.candidate(bidder, held.task, held.accepts)
+        await self._run(held, held.negotiation.on_bid(reply, time.monotonic(), newcomer))
+
+    async def _on_done(self, msg: Msg) -> None:
+        try:
+            done = Done.decode(msg.data)
+        except ValidationError as error:
+            log.warning("done_malformed", subject=msg.subject, error=journal.first_error(error))
+            return
+        held = self._hand.get(done.tenant, done.task)
+        if held is None or msg.subject != subjects.done(self.id, done.task, done.worker, done.attempt):
+            return
+        await self._done(held, done)
+
+    async def _done(self, held: Held, done: Done) -> None:
+        if done.error is None and done.output_ref is not None:
+            if held.fetching != done.attempt:
+                held.fetching = done.attempt
+                self._spawn(self._done_elsewhere(held, done, done.output_ref))
+            return
+        violation = None
+        if done.error is None:
+            violation = self._examiner.judge(done, done.output, held.negotiation.contract)
+        await self._conclude(held, done, violation)
+
+    async def _done_elsewhere(self, held: Held, done: Done, reference: Reference) -> None:
+        """An output that is too large for a message."""
+        judge = partial(self._examiner.judge_stored, done, reference, held.negotiation.contract)
+        violation = await self._inquiry.until_done(held, "output", judge)
+        if self._hand.holds(held):
+            await self._conclude(held, done, violation)
+
+    async def _conclude(self, held: Held, done: Done, violation: str | None) -> None:
+        await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
+        await self._wake(done.worker, 1)
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        """A cancel that the journal has accepted, republished."""
+        _, tenant, task, _ = msg.subject.split(".")
+        held = self._hand.get(tenant, task)
+        sequence = (msg.headers or {}).get("Nats-Sequence", "")  # without one it does not come from the journal
+        if held is not None and sequence.isdecimal():
+            await self._run(held, held.negotiation.on_cancel(int(sequence), time.monotonic()))
+
+    async def _on_reply(self, msg: Msg) -> None:
+        """Acknowledgements of what was published with a token, and answers to awards."""
+        _, kind, token = msg.subject.rsplit(".", 2)
+        if kind == "a":
+            await self._on_award_reply(token, msg)
+        elif kind == "j":
+            await self._on_written(token, msg)
+        elif kind == "t" and journal.stored_sequence(msg):
+            self._receipts.recorded(token)
+
+    async def _on_award_reply(self, token: str, msg: Msg) -> None:
+        award = self._receipts.answered(token)
+        if award is None:
+            return
+        held, attempt = award
+        try:
+            reply = None if msg.headers and "Status" in msg.headers else decode_award_reply(msg.data)
+        except ValidationError:
+            reply = None
+        await self._run(held, held.negotiation.on_award_reply(attempt, reply, time.monotonic()))
+
+    async def _on_written(self, token: str, msg: Msg) -> None:
+        held = self._receipts.written(token)
+        if held is None or not self._hand.holds(held):
+            return
+        sequence = journal.stored_sequence(msg)
+        if sequence:
+            await self._run(held, held.negotiation.on_stored(sequence))
+        elif journal.refused(msg):
+            self._spawn(self._read_back(held))
+        else:
+            log.warning("journal_write_failed", task=held.task.id, answer=msg.data[:200])
+            self._receipts.await_again(held, time.monotonic())
+
+    async def _read_back(self, held: Held) -> None:
+        """A journal write was refused, or its acknowledgement lost: see what stands there and go on from it."""
+        try:
+            entries = await journal.read(self._nc, *held.key)
+        except Exception as error:
+            log.warning("journal_unreadable", task=held.task.id, error=repr(error))
+            self._receipts.await_again(held, time.monotonic())
+            return
+        if self._hand.holds(held):
+            await self._run(held, held.negotiation.on_refused(entries, time.monotonic()))
+
+    async def _recall(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
+        found = await self._inquiry.recall(held, worker, attempt, auction)
+        if found is None or not self._hand.holds(held):
+            return
+        if isinstance(found, Done):
+            await self._done(held, found)
+        else:
+            await self._run(held, held.negotiation.on_recalled(attempt, found, time.monotonic()))
+
+    async def _read_stream(self, held: Held) -> None:
+        streamed = await self._inquiry.streamed(held)
+        if streamed is not None and self._hand.holds(held):
+            await self._run(held, held.negotiation.on_streamed(streamed, time.monotonic()))
+
+    async def _hold_funds(self, held: Held, amount: int, deadline_s: float) -> None:
+        try:
+            refusal = await self._till.hold(held.task, amount, deadline_s)
+        except (ModelnetError, TimeoutError):
+            commands = held.negotiation.on_ledger_away
+        else:
+            commands = partial(held.negotiation.on_held, refusal, time.monotonic())
+        if self._hand.holds(held):
+            await self._run(held, commands())
+
+    # ------------------------------------------------------------------ of workers
+
+    async def hear(self, beat: Beat) -> None:
+        """A worker's beat."""
+        now = time.monotonic()
+        if beat.leaving:
+            self._directory.forget(beat.worker)
+            await self._lost(beat.worker)
+            return
+        if self._directory.unknown(beat):
+            await self._meet(beat.worker)
+        self._directory.hear(beat, now)
+        if len(beat.running) < beat.slots and not beat.draining:
+            await self._fill(beat.worker, beat.slots - len(beat.running))
+        at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
+        for tenant, task, attempt in at_work:
+            stale = self._hand.get(tenant, task)
+            if stale is not None and attempt < stale.negotiation.attempt:  # a zombie: it missed its cancel
+                cancel = CancelAttempt(tenant=tenant, task=task, attempt=attempt)
+                await self._nc.publish(subjects.cancel_attempt(beat.worker), cancel.encode())
+        for held in self._hand.all():
+            if held.negotiation.running is None:
+                continue
+            worker, attempt, since = held.negotiation.running
+            if worker != beat.worker or (*held.key, attempt) in at_work or now - since < self._settings.beat_s:
+                continue
+            at_work_on = held.negotiation.at_work
+            if held.suspect == attempt and at_work_on:  # twice: its Done may have been on its way the first time
+                self._spawn(self._missed_done(held, *at_work_on))
+            held.suspect = attempt
+
+    async def _lost(self, worker: str) -> None:
+        """A worker is gone. What it finished before counts."""
+        for held in self._hand.all():
+            at_work = held.negotiation.at_work
+            if at_work is not None and at_work[0] == worker:
+                self._spawn(self._missed_done(held, *at_work))
+            else:
+                await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def _missed_done(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
+        """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
+        done = await self._inquiry.end_of(held, worker, attempt, auction)
+        if not self._hand.holds(held) or held.negotiation.at_work != (worker, attempt, auction):
+            return
+        if done is not None:
+            await self._done(held, done)
+        else:
+            await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+
+    async def offered(self, offer: Offer) -> None:
+        """A worker's capacity has changed."""
+        await self._fill(offer.worker, offer.free)
+
+    async def _meet(self, worker: str) -> None:
+        """Look up a worker that was heard for the first time."""
+        if worker in self._unknown:
+            return
+        self._unknown.add(worker)
+        try:
+            card = await self._catalogue.card(worker)
+            if card is not None:
+                if any(self._directory.contract(c.contract) is None for c in card.capabilities):
+                    await self._relist()
+                self._directory.learn_card(card, time.monotonic())
+                log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
+        finally:
+            self._unknown.discard(worker)
+
+    async def _fill(self, worker: str, free: int) -> None:
+        """A worker says how many slots are free: as many may try, with those that were called for them already."""
+        called = self._hand.called_for(worker)
+        if free > called:
+            await self._wake(worker, free - called)
+
+    async def _wake(self, worker: str, count: int) -> None:
+        """Let up to `count` waiting tasks that this worker could take try again."""
+
+        def could_take(held: Held) -> bool:
+            candidate = self._directory.candidate(worker, held.task, held.accepts)
+            return candidate is not None and worker not in held.negotiation.failed
+
+        for held in self._hand.call(worker, partial(self._directory.serves, worker), could_take, count):
+            await self._run(held, held.negotiation.wake(time.monotonic()))
+
+    async def _decided(self, held: Held) -> None:
+        """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
+        worker = self._hand.decided(held)
+        at_work = held.negotiation.at_work
+        if held.negotiation.state is not State.WAITING and (at_work is None or at_work[0] != worker):
+            await self._wake(worker, 1)
+
+    # ------------------------------------------------------------------ commands
+
+    async def _run(self, held: Held, commands: list[cmd.Command]) -> None:
+        task = held.task
+        for command in commands:
+            match command:
+                case cmd.Write(entry, expected):
+                    await self._receipts.write(held, entry, expected, time.monotonic())
+                case cmd.SendAward(worker, award):
+                    await self._receipts.award(held, worker, award)
+                    log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
+                case cmd.AskForBids(request):
+                    self._hand.opened(held, request.auction)
+                    reply = subjects.bids(self.id, request.auction)
+                    await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
+                case cmd.HoldFunds(amount, deadline_s):
+                    self._spawn(self._hold_funds(held, amount, deadline_s))
+                case cmd.StartTimer(timer, key, delay_s):
+                    self._start_timer(held, timer, key, delay_s)
+                case cmd.Record(transcript):
+                    self._hand.closed(held)
+                    await self._receipts.record(held, transcript, time.monotonic())
+                case cmd.Learn(outcome):
+                    self._track.learn(outcome, time.monotonic())
+                case cmd.CancelWork(worker, attempt, auction):
+                    order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
+                    await self._nc.publish(subjects.cancel_attempt(worker), order.encode())
+                case cmd.Recall(worker, attempt, auction):
+                    self._spawn(self._recall(held, worker, attempt, auction))
+                case cmd.ReadStream():
+                    self._spawn(self._read_stream(held))
+                case cmd.Bury(reason):
+                    self._spawn(self._bury(held, reason))
+                case cmd.Hold(reason):
+                    log.debug("task_waiting", task=task.id, reason=reason)
+                    last = self._hand.wait(held, for_funds=reason == "ledger_away")
+                    if last is not None:
+                        self._receipts.drop_award(last)
+                        await self._reception.give_back(last)
+                case cmd.Finished(final):
+                    self._receipts.drop_award(held)
+                    await self._reception.finished(held)
+                    log.debug("task_finished", task=task.id, status=final.status, worker=final.worker)
+                case cmd.Abandon():
+                    self._receipts.drop_award(held)
+                    await self._reception.abandon(held)
+                    log.info("task_abandoned", task=task.id)
+        if held.called_for and held.negotiation.state not in (State.AUCTIONING, State.AWARDING):
+            await self._decided(held)
+
+    async def _bury(self, held: Held, reason: str) -> None:
+        await self._inquiry.until_done(held, "bury", partial(journal.bury, self._nc, held.msg, reason))
+
+    def _start_timer(self, held: Held, timer: cmd.Timer, key: str, delay_s: float) -> None:
+        running = held.timers.get(timer)
+        if running is not None:
+            if timer == "notice":
+                return  # readers are told of a wait that lasts, also if it is made of many short ones
+            running.cancel()
+        held.timers[timer] = asyncio.get_running_loop().call_later(delay_s, self._on_timer, held, timer, key)
+
+    def _on_timer(self, held: Held, timer: cmd.Timer, key: str) -> None:
+        held.timers.pop(timer, None)
+        self._spawn(self._run(held, held.negotiation.on_timer(timer, key, time.monotonic())))

@@ -1,0 +1,103 @@
+"""What was published and must be acknowledged: journal entries, awards, transcripts. Each goes out with a token of its
+own as the last part of its reply subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nats.aio.client import Client
+
+from modelnet.bus import journal, subjects
+from modelnet.messages import Award, JournalEntry, Transcript
+
+from .hand import Held
+
+__all__ = ["Receipts"]
+
+JOURNAL_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class _Record:
+    """A transcript on its way."""
+
+    subject: str
+    body: bytes
+    sent_at: float
+
+
+class Receipts:
+    """Publishes, and remembers what is outstanding."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._inbox = nc.new_inbox()
+        self._token = 0
+        self._writes: dict[str, tuple[Held, float]] = {}
+        self._awards: dict[str, tuple[Held, int]] = {}
+        self._records: dict[str, _Record] = {}
+
+    @property
+    def subject(self) -> str:
+        """Where acknowledgements arrive: `{inbox}.{kind}.{token}`, kinds j(ournal), a(ward), t(ranscript)."""
+        return f"{self._inbox}.*.*"
+
+    def _new_token(self) -> str:
+        self._token += 1
+        return str(self._token)
+
+    async def write(self, held: Held, entry: JournalEntry, expected: int, now: float) -> None:
+        """Write to the task's journal, behind the entry `expected`."""
+        token = self._new_token()
+        self._writes[token] = (held, now)
+        await journal.write(self._nc, held.task, entry, expected, reply=f"{self._inbox}.j.{token}")
+
+    def written(self, token: str) -> Held | None:
+        """The task whose write is acknowledged, or refused; None if nobody waits for that."""
+        found = self._writes.pop(token, None)
+        return found[0] if found is not None else None
+
+    def await_again(self, held: Held, now: float) -> None:
+        """Nothing is known of a write: `overdue` names it once more."""
+        self._writes[self._new_token()] = (held, now)
+
+    def overdue(self, now: float) -> list[Held]:
+        """Tasks whose writes were never acknowledged. They are forgotten here: what stands in the journal counts."""
+        late = [token for token, (_, since) in self._writes.items() if now - since > JOURNAL_TIMEOUT_S]
+        return [self._writes.pop(token)[0] for token in late]
+
+    async def award(self, held: Held, worker: str, award: Award) -> None:
+        """Send an award. Of a task's awards only the last one's answer counts."""
+        self.drop_award(held)
+        held.award = token = self._new_token()
+        self._awards[token] = (held, award.attempt)
+        await self._nc.publish(subjects.award(worker), award.encode(), reply=f"{self._inbox}.a.{token}")
+
+    def answered(self, token: str) -> tuple[Held, int] | None:
+        """Task and attempt whose award was answered."""
+        return self._awards.pop(token, None)
+
+    def drop_award(self, held: Held) -> None:
+        """Nobody waits for the answer to its award any more."""
+        self._awards.pop(held.award, None)
+
+    async def record(self, held: Held, transcript: Transcript, now: float) -> None:
+        """Publish a transcript, again and again until it is stored."""
+        subject = subjects.audit(held.task.tenant, held.task.id)
+        record = self._records[transcript.auction] = _Record(subject, transcript.encode(), now)
+        await self._send_record(transcript.auction, record)
+
+    def recorded(self, token: str) -> None:
+        """A transcript is stored."""
+        self._records.pop(token, None)
+
+    async def repeat(self, now: float) -> None:
+        """Send what was not acknowledged in time again."""
+        for token, record in list(self._records.items()):
+            if now - record.sent_at > JOURNAL_TIMEOUT_S:
+                record.sent_at = now
+                await self._send_record(token, record)
+
+    async def _send_record(self, token: str, record: _Record) -> None:
+        reply, headers = f"{self._inbox}.t.{token}", {"Nats-Msg-Id": token}
+        await self._nc.publish(record.subject, record.body, reply=reply, headers=headers)
