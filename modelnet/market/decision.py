@@ -58,7 +58,6 @@ def recompute(transcript: Transcript) -> Decision:
         transcript.budget,
         transcript.value,
         transcript.value_of_time,
-        float(transcript.value),
         transcript.min_quality,
         transcript.remaining_ms / 1e3,
     )

@@ -2,8 +2,10 @@
 
 For task j and bidder i, with the negotiator's own estimates of quality q_i and completion time T_i:
 
-    V_i = v·q_i − μ·E[T_i] − L·E[(T_i − d)⁺]        S_i = V_i − p_i        win: argmax S_i ≥ S₀
+    V_i = v·q_i·P(T_i ≤ d) − μ·E[min(T_i, d)]        S_i = V_i − p_i        win: argmax S_i ≥ S₀
     pay = max(p_w, min(reserve, V_w − max(S₀, second score)))
+
+An answer is worth v if it is good and in time; each second until it, or until the task ends at its deadline d, costs μ.
 
 A second-score sealed-bid auction is a Vickrey auction on pseudo-types: naming the true price is dominant as long as the
 reserve does not bind (Che, RAND Journal of Economics 24, 1993; Asker & Cantillon, RAND 39, 2008). The budget is a
@@ -28,8 +30,8 @@ __all__ = [
     "SCORE_FLOOR",
     "Offered",
     "Terms",
+    "chance_and_time_s",
     "contested",
-    "expected_times_s",
     "payment",
     "rank",
     "settled_payment",
@@ -59,18 +61,16 @@ class Terms:
     """v: worth of a good answer, micro-credits."""
     value_of_time: float
     """μ: micro-credits per second."""
-    lateness_cost: float
-    """L: micro-credits per second beyond the deadline. An answer one second late is worth nothing."""
     min_quality: float
     remaining_s: float
     """d: seconds until the deadline."""
 
     @classmethod
     def of(cls, task: Task, remaining_s: float) -> Terms:
-        """The terms of a task, defaults filled in: its value is its budget, a second costs 1 % of the value."""
+        """The terms of a task, defaults filled in: its value is its budget, half of which is lost by the deadline."""
         value = task.budget if task.value is None else task.value
-        per_second = value / 100 if task.value_of_time is None else task.value_of_time
-        return cls(task.budget, value, per_second, float(value), task.min_quality, remaining_s)
+        per_second = value / (2 * task.deadline_s) if task.value_of_time is None else task.value_of_time
+        return cls(task.budget, value, per_second, task.min_quality, remaining_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,17 @@ def log_normal(p50_s: float, p90_s: float) -> tuple[float, float]:
     return math.log(p50_s), max(deviation, 1e-6)
 
 
-def expected_times_s(p50_s: float, p90_s: float, deadline_s: float) -> tuple[float, float]:
-    """E[T] and E[(T − d)⁺] of a log-normal time: the mean, and the value of a call option in Black and Scholes' form,
-    undiscounted."""
-    mean, deviation = log_normal(p50_s, p90_s)
-    expected = math.exp(min(mean + deviation**2 / 2, 700.0))
+def chance_and_time_s(p50_s: float, p90_s: float, deadline_s: float) -> tuple[float, float]:
+    """P(T ≤ d) and E[min(T, d)] of a log-normal time, the latter in the form of Black and Scholes."""
     if deadline_s <= 0:
-        return expected, expected - deadline_s
-    above = (mean + deviation**2 - math.log(deadline_s)) / deviation
-    if above < -_NEGLIGIBLE:
-        return expected, 0.0
-    return expected, max(expected * _normal(above) - deadline_s * _normal(above - deviation), 0.0)
+        return 0.0, 0.0
+    mean, deviation = log_normal(p50_s, p90_s)
+    z = (math.log(deadline_s) - mean) / deviation
+    if z > _NEGLIGIBLE + deviation:
+        return 1.0, math.exp(mean + deviation**2 / 2)
+    chance, within = _normal(z), _normal(z - deviation)
+    before = math.exp(min(mean + deviation**2 / 2, 700.0)) * within if within else 0.0
+    return chance, min(before, deadline_s * chance) + deadline_s * (1 - chance)
 
 
 def _normal(z: float) -> float:
@@ -133,9 +133,8 @@ def uniform(*about: str) -> float:
 
 def value_of(terms: Terms, quality: float, p50_ms: float, p90_ms: float) -> float:
     """V: what an answer of this quality and time is worth, price aside."""
-    time_s, late_s = expected_times_s(p50_ms / 1e3, p90_ms / 1e3, terms.remaining_s)
-    value = terms.value * quality - terms.value_of_time * time_s - terms.lateness_cost * late_s
-    return max(value, -float(2**53))
+    in_time, time_s = chance_and_time_s(p50_ms / 1e3, p90_ms / 1e3, terms.remaining_s)
+    return terms.value * quality * in_time - terms.value_of_time * time_s
 
 
 def score(terms: Terms, offered: Offered) -> ScoredBid:
@@ -209,13 +208,12 @@ def payment(terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_pr
 def settled_payment(terms: Terms, second: float, *, passed: bool, time_s: float, deposit: int) -> int:
     """What a winner is paid after the fact, by what its answer was worth; negative: what it pays.
 
-        pay = v·passed − μ·T − L·(T − d)⁺ − max(S₀, second score)
+        pay = v·passed − μ·min(T, d) − max(S₀, second score)
 
     It earns what it adds to the next best, whatever it claimed, so for a bidder that is neutral to risk true claims of
     time and quality are dominant even without a history (Porter, Ronen, Shoham & Tennenholtz, Fault tolerant mechanism
     design, AIJ 172, 2008). The loss is bounded by the `deposit` that it holds, the gain by the budget: where either
     bound is met the rule is truthful no longer.
     """
-    worth = terms.value * passed - terms.value_of_time * time_s
-    worth -= terms.lateness_cost * max(time_s - terms.remaining_s, 0.0)
+    worth = terms.value * passed - terms.value_of_time * min(time_s, terms.remaining_s)
     return max(-deposit, min(terms.budget, math.floor(worth - max(SCORE_FLOOR, second))))

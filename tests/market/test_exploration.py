@@ -11,7 +11,7 @@ from modelnet.market.exploration import BOUND_ASKED, EXPLORED, OWNER_SHARE, SHAR
 from modelnet.market.scoring import Offered
 from modelnet.messages import Bid, ScoredBid
 
-TERMS = Terms(1000, 1000, 10.0, 1000.0, 0.0, 60.0)
+TERMS = Terms(1000, 1000, 10.0, 0.0, 60.0)
 AUCTIONS = 4000
 
 
@@ -65,8 +65,8 @@ def test_nobody_is_tried_where_the_best_is_a_newcomer_or_nobody_may_win() -> Non
 
 
 def test_not_one_that_is_not_good_enough_or_not_worth_its_price() -> None:
-    assert not tried(OLD, offered("new", 10, mean=0.7), terms=Terms(1000, 1000, 10.0, 1000.0, 0.75, 60.0))
-    assert not tried(OLD, offered("new", 10), terms=Terms(1000, 200, 2000.0, 200.0, 0.0, 60.0), posted=100)
+    assert not tried(OLD, offered("new", 10, mean=0.7), terms=Terms(1000, 1000, 10.0, 0.75, 60.0))
+    assert not tried(OLD, offered("new", 10), terms=Terms(1000, 200, 2000.0, 0.0, 60.0), posted=100)
 
 
 def test_the_more_promising_is_tried_more_often() -> None:

@@ -14,7 +14,7 @@ from modelnet.market.scoring import (
     SCORE_FLOOR,
     Offered,
     Terms,
-    expected_times_s,
+    chance_and_time_s,
     payment,
     rank,
     score,
@@ -46,25 +46,24 @@ TIMES = [(1.0, 1.0001), (1.0, 1.2), (0.05, 0.2), (3.0, 9.0), (100.0, 150.0)]
 
 
 @pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
-def test_expected_time_is_the_mean(p50_s: float, p90_s: float) -> None:
-    assert expected_times_s(p50_s, p90_s, 60.0)[0] == pytest.approx(fmean(samples(p50_s, p90_s)), rel=1e-3)
-
-
-@pytest.mark.parametrize(("p50_s", "p90_s"), TIMES)
-@pytest.mark.parametrize("share", [0.1, 0.7, 1.0, 1.5, 4.0])
-def test_expected_lateness_is_the_mean_of_what_lies_beyond(p50_s: float, p90_s: float, share: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.7, 1.0, 1.5, 4.0, 1e3])
+def test_chance_and_time_are_those_of_samples(p50_s: float, p90_s: float, share: float) -> None:
     deadline = share * p50_s
-    late = fmean(max(t - deadline, 0.0) for t in samples(p50_s, p90_s))
-    assert expected_times_s(p50_s, p90_s, deadline)[1] == pytest.approx(late, rel=1e-2, abs=1e-4 * p50_s)
+    times = samples(p50_s, p90_s)
+    chance, time_s = chance_and_time_s(p50_s, p90_s, deadline)
+    assert chance == pytest.approx(fmean(t <= deadline for t in times), abs=1e-3)
+    assert time_s == pytest.approx(fmean(min(t, deadline) for t in times), rel=1e-3)
 
 
-def test_past_the_deadline_all_the_time_is_late() -> None:
-    assert expected_times_s(1.0, 1.5, -2.0)[1] == pytest.approx(expected_times_s(1.0, 1.5, 60.0)[0] + 2.0)
-    assert expected_times_s(1.0, 1.5, 0.0)[1] == pytest.approx(expected_times_s(1.0, 1.5, 60.0)[0])
+@pytest.mark.parametrize("deadline_s", [0.0, -2.0])
+def test_past_the_deadline_nothing_can_be_had(deadline_s: float) -> None:
+    assert chance_and_time_s(1.0, 1.5, deadline_s) == (0.0, 0.0)
 
 
 def test_a_90th_percentile_below_the_median_counts_as_the_median() -> None:
-    assert expected_times_s(2.0, 1.0, 60.0)[0] == pytest.approx(2.0)
+    chance, time_s = chance_and_time_s(2.0, 1.0, 60.0)
+    assert chance == 1.0
+    assert time_s == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("p90_s", [1e3, 1e9, 1e200])
@@ -77,8 +76,8 @@ def test_absurd_claims_of_time_give_a_finite_score(p90_s: float) -> None:
 
 def test_the_score_is_the_formula() -> None:
     found = score(terms(1000, value=500, value_of_time=10.0), offered("w", 100, quality=0.9))
-    late = 500 * expected_times_s(1.0, 2.0, 60.0)[1]
-    assert found.value == pytest.approx(500 * 0.9 - 10 * expected_times_s(1.0, 2.0, 60.0)[0] - late)
+    chance, time_s = chance_and_time_s(1.0, 2.0, 60.0)
+    assert found.value == pytest.approx(500 * 0.9 * chance - 10 * time_s)
     assert found.score == pytest.approx(found.value - 100)
 
 
@@ -92,9 +91,9 @@ def test_a_scored_bid_is_a_whole_one() -> None:
 
 
 def test_defaults_of_a_task() -> None:
-    assert Terms.of(Task(capability="a", input={}), 5.0) == Terms(1000, 1000, 10.0, 1000.0, 0.0, 5.0)
+    assert Terms.of(Task(capability="a", input={}), 5.0) == Terms(1000, 1000, 1000 / 600, 0.0, 5.0)
     explicit = Task(capability="a", input={}, budget=7, value=50, value_of_time=0, min_quality=0.5)
-    assert Terms.of(explicit, 5.0) == Terms(7, 50, 0, 50.0, 0.5, 5.0)
+    assert Terms.of(explicit, 5.0) == Terms(7, 50, 0, 0.5, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +111,17 @@ def test_better_scores_higher(better: Offered, worse: Offered) -> None:
     assert score(terms(), better).score > score(terms(), worse).score
 
 
-def test_more_time_left_never_lowers_a_score() -> None:
-    found = [score(terms(remaining_s=left), offered("w", 10, p50_s=5, p90_s=20)).score for left in range(-5, 60)]
+def test_more_time_left_never_lowers_the_chance() -> None:
+    found = [chance_and_time_s(5.0, 20.0, left)[0] for left in range(-5, 60)]
     assert found == sorted(found)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.7])
+def test_a_worker_that_will_probably_make_it_is_worth_asking_by_default(share: float) -> None:
+    """A long task of one slow worker must not be refused for being long: at the deadline half its worth is left."""
+    task = Task(capability="a", input={}, deadline_s=300.0)
+    slow = offered("w", 100, quality=0.8, p50_s=300 * share, p90_s=450 * share)
+    assert score(Terms.of(task, 300.0), slow).eligible
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,8 @@ def test_more_time_left_never_lowers_a_score() -> None:
         (offered("w", 1001), False),
         (offered("w", 10, quality=0.49), False),
         (offered("w", 10, quality=0.5), True),
-        (offered("w", 10, p50_s=59, p90_s=70), False),  # two seconds late on average
+        (offered("w", 10, p50_s=90, p90_s=150), True),  # one in six: 60 s for a sixth of the value
+        (offered("w", 10, p50_s=150, p90_s=200), False),
     ],
 )
 def test_eligible(bid: Offered, eligible: bool) -> None:

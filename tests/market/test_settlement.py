@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from statistics import fmean
 
@@ -11,12 +10,12 @@ import pytest
 from modelnet.market import Terms
 from modelnet.market.scoring import settled_payment, value_of
 
-TERMS = Terms(1000, 1000, 10.0, 1000.0, 0.0, 60.0)
+TERMS = Terms(1000, 1000, 10.0, 0.0, 60.0)
 
 
 def test_the_formula() -> None:
     assert settled_payment(TERMS, 300.0, passed=True, time_s=5.0, deposit=0) == 1000 - 50 - 300
-    assert settled_payment(TERMS, 300.0, passed=True, time_s=60.25, deposit=500) == math.floor(1000 - 602.5 - 250 - 300)
+    assert settled_payment(TERMS, 300.0, passed=False, time_s=60.25, deposit=1000) == -600 - 300
     assert settled_payment(TERMS, -50.0, passed=True, time_s=5.0, deposit=0) == 950  # S0 stands behind the last
 
 
@@ -27,7 +26,7 @@ def test_a_failure_costs_the_deposit_at_most() -> None:
 
 
 def test_the_budget_bounds_the_gain() -> None:
-    rich = Terms(200, 1000, 10.0, 1000.0, 0.0, 60.0)
+    rich = Terms(200, 1000, 10.0, 0.0, 60.0)
     assert settled_payment(rich, 0.0, passed=True, time_s=1.0, deposit=0) == 200
 
 
