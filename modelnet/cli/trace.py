@@ -67,6 +67,9 @@ def why(transcript: Transcript) -> str:
 
     if transcript.rule == "posted":
         return f"a newcomer is tried, at the posted price {transcript.price}"
+    if transcript.rule == "asked":
+        slow = "by what is known of their times no bid is worth its price"
+        return f"{slow}; {transcript.winner} is believed, and paid what it asks: {transcript.price}"
     eligible = [bid for bid in transcript.bids if bid.eligible]
     best, others = eligible[0], eligible[1:]
     text = f"best score {best.score:.1f}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from modelnet.messages import Bid, ScoredBid, Transcript
+from modelnet.messages import Bid, PriceRule, ScoredBid, Transcript
 
 from .exploration import pick
-from .scoring import Offered, Terms, payment, rank
+from .scoring import Offered, Terms, believable, payment, rank
 
 __all__ = ["Decision", "decide", "differences", "recompute"]
 
@@ -20,6 +19,8 @@ class Decision:
 
     ranking: list[ScoredBid]
     """All bids, best first."""
+    believed: list[ScoredBid]
+    """Where no bid is worth its price by what is known of its worker: those that are by what they claim, best first."""
     tried: ScoredBid | None
     """The newcomer that goes before the best bid, at the posted price."""
     terms: Terms
@@ -30,26 +31,35 @@ class Decision:
         """What `best` is paid where `rest` stand behind it."""
         if best is self.tried:
             return self.references[best.worker]
+        if best in self.believed:
+            return best.price
         return payment(self.terms, best, list(rest), self.references.get(best.worker))
 
     @property
     def order(self) -> list[ScoredBid]:
         """Those that may be awarded, in turn."""
-        eligible = [bid for bid in self.ranking if bid.eligible]
+        eligible = [bid for bid in self.ranking if bid.eligible] or self.believed
         if self.tried is None:
             return eligible
         return [self.tried, *(bid for bid in eligible if bid is not self.tried)]
 
     @property
-    def rule(self) -> Literal["second_score", "posted"]:
+    def rule(self) -> PriceRule:
         """What sets the winner's price."""
+        if self.believed:
+            return "asked"
         return "second_score" if self.tried is None else "posted"
 
 
 def decide(auction: str, task: str, terms: Terms, offered: list[Offered], references: Mapping[str, int]) -> Decision:
-    """Rank the bids and see whether a newcomer is tried."""
+    """Rank the bids and see whether a newcomer is tried.
+
+    A task is never left undone for what is known of workers' times alone: a worker that was slow for a while and has no
+    rival could not show that it is quick again. It is believed, and paid what it asks: the doubt earns nothing.
+    """
     ranking = rank(task, terms, offered)
-    return Decision(ranking, pick(auction, terms, ranking, references), terms, references)
+    believed = [] if ranking and ranking[0].eligible else believable(terms, ranking)
+    return Decision(ranking, believed, pick(auction, terms, ranking, references), terms, references)
 
 
 def recompute(transcript: Transcript) -> Decision:

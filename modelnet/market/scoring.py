@@ -30,6 +30,7 @@ __all__ = [
     "SCORE_FLOOR",
     "Offered",
     "Terms",
+    "believable",
     "chance_and_time_s",
     "contested",
     "payment",
@@ -185,6 +186,16 @@ def rank(task: str, terms: Terms, bids: list[Offered]) -> list[ScoredBid]:
     scored = [score(terms, offered) for offered in bids]
     scored.sort(key=lambda b: (not b.eligible, -round(b.score), tie_break(task, b.worker)))
     return scored
+
+
+def believable(terms: Terms, bids: list[ScoredBid]) -> list[ScoredBid]:
+    """Those whose claimed times would make them worth their price, the best of them first; `bids` are ranked."""
+
+    def claimed(bid: ScoredBid) -> float:
+        return value_of(terms, bid.quality, bid.p50_ms, max(bid.p90_ms, bid.p50_ms)) - bid.price
+
+    found = [bid for bid in bids if bid.price <= terms.budget and bid.mean >= terms.min_quality]
+    return sorted((bid for bid in found if claimed(bid) >= SCORE_FLOOR), key=lambda bid: -round(claimed(bid)))
 
 
 def contested(winner: ScoredBid, rest: list[ScoredBid]) -> bool:

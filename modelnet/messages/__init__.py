@@ -19,7 +19,7 @@ from .auction import (
     decode_award_reply,
     decode_bid_reply,
 )
-from .audit import ScoredBid, Transcript
+from .audit import PriceRule, ScoredBid, Transcript
 from .base import Capability, Digest, Identifier, Message, Micro, Part, Pattern, is_capability, matches, new_id
 from .contract import Contract, digest_of
 from .dead_letter import DeadLetter
@@ -79,6 +79,7 @@ __all__ = [
     "Output",
     "Part",
     "Pattern",
+    "PriceRule",
     "Progress",
     "Reference",
     "Refusal",

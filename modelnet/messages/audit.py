@@ -8,7 +8,9 @@ from pydantic import Field
 
 from .base import Capability, Identifier, Message, Micro, Part
 
-__all__ = ["ScoredBid", "Transcript"]
+__all__ = ["PriceRule", "ScoredBid", "Transcript"]
+
+PriceRule = Literal["second_score", "posted", "asked"]
 
 
 class ScoredBid(Part):
@@ -60,6 +62,8 @@ class Transcript(Message):
     refusals: dict[str, str] = Field(default_factory=dict, description="Reason by worker.")
     winner: Identifier | None = None
     price: Micro | None = Field(default=None, description="What the winner is paid.")
-    rule: Literal["second_score", "posted"] = Field(
-        default="second_score", description="What set the price; `posted`: a newcomer was tried."
+    rule: PriceRule = Field(
+        default="second_score",
+        description="What set the price; `posted`: a newcomer was tried; `asked`: nobody is worth its price by what is "
+        "known of its time, and the best by what it claims is paid what it asks.",
     )

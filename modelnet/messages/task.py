@@ -49,7 +49,9 @@ class Task(Message):
         default=None, description="Worth of a good answer in micro-credits; the budget if null."
     )
     value_of_time: float | None = Field(
-        default=None, ge=0, description="What a second is worth, in micro-credits; 1 % of the value if null."
+        default=None,
+        ge=0,
+        description="What a second is worth, in micro-credits; by default half of the value is lost by the deadline.",
     )
     min_quality: float = Field(default=0.0, ge=0, le=1, description="Least acceptable expected quality, 0 to 1.")
     deadline_s: float = Field(

@@ -124,13 +124,15 @@ class Lone:
         self.records = TrackRecords()
         self.number = 0
 
-    def gets_a_task(self, now: float) -> bool:
+    def is_worth_its_price(self, now: float) -> bool:
+        """By what is known of it: if not, a rival is preferred, but where there is none it is believed."""
         candidate = Candidate("w", "o", "c", 0.8, mean_quality=0.8)
         auction = Auction(f"a{self.number}", [candidate], settled=True, now=now)
         auction.take(Bid(auction=auction.id, worker="w", price=100, p50_ms=1000.0, p90_ms=1500.0), None)
         task = Task(id=f"k{self.number}", capability="a.b", input={}, budget=1000)
         auction.close(task, 5.0, ReferencePrices(), self.records)
-        return auction.winner() is not None
+        assert auction.winner() is not None
+        return auction.bid_of("w").eligible
 
     def takes(self, actual_ms: float, now: float) -> None:
         self.number += 1
@@ -138,23 +140,23 @@ class Lone:
         done = Outcome("w", "a.b", f"k{self.number}", 1, "contract", True, 100, 100, claimed, actual_ms)
         self.records.learn(done, now)
 
-    def is_slow_until_nobody_asks_it(self, now: float) -> int:
+    def is_slow_until_that_is_known(self, now: float) -> int:
         """After how many tasks."""
         tasks = 0
-        while self.gets_a_task(now):
+        while self.is_worth_its_price(now):
             assert tasks < 20
             self.takes(20_000.0, now)
             tasks += 1
         return tasks
 
 
-def test_a_lone_worker_that_was_slow_for_a_while_gets_a_task_again() -> None:
+def test_a_worker_that_was_slow_for_a_while_is_preferred_again() -> None:
     worker = Lone()
-    assert worker.is_slow_until_nobody_asks_it(0.0) > 1
-    assert not worker.gets_a_task(FRESH_S)
+    assert worker.is_slow_until_that_is_known(0.0) > 1
+    assert not worker.is_worth_its_price(FRESH_S)
     later = FRESH_S + 3 * HALF_LIFE_S
-    for _ in range(10):  # and keeps getting them, for it is quick again
-        assert worker.gets_a_task(later)
+    for _ in range(10):  # and stays so, for it is quick again
+        assert worker.is_worth_its_price(later)
         worker.takes(1000.0, later)
     p50, _ = worker.records.times_ms("w", "a.b", 1000.0, 1500.0, 0, later)
     assert p50 < 1200
@@ -163,7 +165,7 @@ def test_a_lone_worker_that_was_slow_for_a_while_gets_a_task_again() -> None:
 def test_a_worker_that_stays_slow_is_found_out_each_time_and_soon() -> None:
     worker = Lone()
     for day in range(5):
-        assert worker.is_slow_until_nobody_asks_it(day * 86_400.0) < 6
+        assert worker.is_slow_until_that_is_known(day * 86_400.0) < 6
 
 
 def test_times_of_two_kinds_are_not_feared_for_ever() -> None:

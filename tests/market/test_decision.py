@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from modelnet.market import differences, recompute
-from modelnet.messages import ScoredBid, Transcript
+from modelnet.market.decision import decide
+from modelnet.market.scoring import Offered, Terms
+from modelnet.messages import Bid, ScoredBid, Transcript
 
 RECORDED = sorted(Path(__file__).with_name("transcripts").glob("*.jsonl"))
 
@@ -100,3 +102,21 @@ def test_an_older_transcript_without_corrections_recomputes() -> None:
         }
     )
     assert differences(old) == []
+
+
+def test_a_lone_worker_that_was_slow_is_believed_and_paid_what_it_asks() -> None:
+    terms = Terms(1000, 1000, 10.0, 0.0, 60.0)
+    bid = Bid.model_construct(auction="a", worker="w", price=40, p50_ms=1e3, p90_ms=2e3)
+    slow = Offered(bid, "o", 0.8, times_ms=(300e3, 900e3))
+    decision = decide("a", "t", terms, [slow], {})
+    assert (decision.rule, [b.worker for b in decision.order]) == ("asked", ["w"])
+    assert decision.price(decision.order[0], []) == 40
+    quick = Offered(bid.model_copy(update={"worker": "v", "price": 90}), "o2", 0.8)
+    decision = decide("a", "t", terms, [slow, quick], {})
+    assert (decision.rule, [b.worker for b in decision.order]) == ("second_score", ["v"])
+
+
+def test_what_a_worker_itself_says_is_too_slow_is_not_worth_asking() -> None:
+    terms = Terms(1000, 1000, 10.0, 0.0, 60.0)
+    bid = Bid.model_construct(auction="a", worker="w", price=40, p50_ms=300e3, p90_ms=900e3)
+    assert decide("a", "t", terms, [Offered(bid, "o", 0.8)], {}).order == []

