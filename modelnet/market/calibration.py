@@ -124,11 +124,20 @@ class Calibration:
         median = p50_ms * math.exp(bias)
         return median, median * math.exp(_Z90 * deviation)
 
-    def after(self, p50_ms: float, p90_ms: float, load: int, actual_ms: float, now: float) -> Calibration:
+    def after(
+        self, p50_ms: float, p90_ms: float, load: int, actual_ms: float, now: float, expected_ms: float | None = None
+    ) -> Calibration:
         """With one more task that took `actual_ms` where those quantiles had been claimed. One that comes late, stamped
-        before the last, counts as if it were of that time."""
+        before the last, counts as if it were of that time.
+
+        `expected_ms`: the median as it was corrected when the task was given away. All tasks that were running when a
+        machine stood still are late by that one event: together they surprise no more than one of them.
+        """
         actual_ms = max(actual_ms, 1e-3)
         error = math.log(actual_ms / p50_ms)
+        if expected_ms is not None:
+            expected = math.log(expected_ms / p50_ms)
+            error = min(max(error, expected - _SURPRISE), expected + _SURPRISE)
         median, high = self.correct(p50_ms, p90_ms, load, now)
         share = 1 / (self.count + 1)
         loss = (pinball(0.5, median, actual_ms) + pinball(0.9, high, actual_ms)) / 2

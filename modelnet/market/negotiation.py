@@ -119,6 +119,8 @@ class _Attempt:
     """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
     usual_price: int | None = None
     load: int = 0
+    expected_ms: float | None = None
+    """That median as corrected by what was known of its worker then."""
 
 
 class Negotiation:
@@ -367,6 +369,7 @@ class Negotiation:
             claimed_ms=(bid.p50_ms, bid.p90_ms),
             usual_price=self._auction.usual_price(winner.worker),
             load=winner.load,
+            expected_ms=bid.expected_p50_ms or bid.p50_ms,
         )
         self.state = State.AWARDING
         entry = Awarded.model_construct(
@@ -503,6 +506,7 @@ class Negotiation:
             actual_ms=(now - attempt.awarded_at) * 1e3,
             load=attempt.load,
             tenant=self.task.tenant,
+            expected_ms=attempt.expected_ms,
         )
         return [Learn(outcome)]
 

@@ -36,6 +36,8 @@ class Outcome:
     """Class of its load when it bid."""
     tenant: str = ""
     """Whose task it was: ids are unique for each tenant."""
+    expected_ms: float | None = None
+    """The median of its time as corrected when it was awarded; None: not known."""
 
     @property
     def weight(self) -> float:
@@ -55,7 +57,8 @@ class TrackRecord:
         record = replace(self, reputation=self.reputation.after(outcome.passed, outcome.weight, now))
         if outcome.claimed_ms is None:
             return record
-        learned = self.calibration.after(*outcome.claimed_ms, outcome.load, outcome.actual_ms, now)
+        told = (*outcome.claimed_ms, outcome.load, outcome.actual_ms)
+        learned = self.calibration.after(*told, now, outcome.expected_ms)
         return replace(record, calibration=learned)
 
     def encode(self) -> str:

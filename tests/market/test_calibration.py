@@ -162,6 +162,19 @@ def test_a_worker_that_was_slow_for_a_while_is_preferred_again() -> None:
     assert p50 < 1200
 
 
+def test_all_that_ran_when_a_machine_stood_still_are_one_surprise() -> None:
+    """Then the worker itself claims what it has measured. That must not be multiplied again by each of them."""
+    many, one = Calibration(), Calibration()
+    for _ in range(20):
+        many = many.after(100, 400, 0, 7000, 0.0, expected_ms=100)
+        one = one.after(100, 400, 0, 100 * math.exp(1.5), 0.0)
+    assert many.overall == one.overall
+    for _ in range(60):  # one after the other they are believed
+        expected, _ = many.correct(100, 400, 0, 0.0)
+        many = many.after(100, 400, 0, 7000, 0.0, expected_ms=expected)
+    assert many.correct(100, 400, 0, 0.0)[0] > 2000
+
+
 def test_a_worker_that_stays_slow_is_found_out_each_time_and_soon() -> None:
     worker = Lone()
     for day in range(5):
