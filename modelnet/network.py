@@ -37,6 +37,7 @@ _PORTS_FILE = "ports.json"
 _LOCK_FILE = "lock"
 _LOCK_PATIENCE_S = 20.0
 _WORKER_START_S = 600.0
+_LEDGER_AGAIN_S = 2.0
 """Long enough for an engine that compiles kernels when it first starts."""
 
 
@@ -211,16 +212,24 @@ class Network:
         )
 
     async def _start_ledger(self, logs: Path) -> None:
-        ledger = self._child("ledger", "workers.ledger:app", logs, ready=b"ledger_started", env={})
-        self._ledgers.append(ledger)
-        try:
-            await ledger.start()
-        except StartFailed as failure:
-            self._ledgers.remove(ledger)
-            reason = str(failure).strip().rpartition("\n")[2]
-            self._report(
-                f"the ledger did not start, so nothing is settled: {reason} (all of it: {logs / 'ledger'}.log)"
-            )
+        """Until it runs: with a full disk it cannot start, and what is held must be settled afterwards."""
+        told = False
+        while True:
+            ledger = self._child("ledger", "workers.ledger:app", logs, ready=b"ledger_started", env={})
+            self._ledgers[:] = [ledger]
+            try:
+                await ledger.start()
+            except StartFailed as failure:
+                if not told:
+                    reason = str(failure).strip().rpartition("\n")[2]
+                    log = f"(all of it: {logs / 'ledger'}.log)"
+                    self._report(
+                        f"the ledger did not start, and is tried again; until then nothing is settled: {reason} {log}"
+                    )
+                    told = True
+                await asyncio.sleep(_LEDGER_AGAIN_S)
+            else:
+                return
 
     async def _start_worker(self, name: str, worker: WorkerProcess, logs: Path) -> None:
         if not worker.required and not _importable(worker.app):

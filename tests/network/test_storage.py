@@ -201,6 +201,9 @@ async def test_up_goes_on_by_itself_after_a_full_disk(disk: Disk) -> None:
             accepted.append(await submit(21))
             finals = [await network.client.task(task).final() for task in accepted]
             assert {final.status for final in finals} == {"completed"}
+            async with asyncio.timeout(20), network.ear("beat.>") as beats:
+                while not all(child.pid for child in machine.processes):
+                    await beats.next()
         assert [child.restarts for child in machine.processes if child.name != "redis"] == [0, 0, 0, 0]
 
 
