@@ -4,8 +4,8 @@
 
 `MODELNET_URL` and `MODELNET_TENANT` as for any client. What happened goes to the file, a JSON object a line: `accepted`
 when the task stream has acknowledged a task, `ended` when its reader saw the Final, `hung` when it did not in time.
-It publishes on beyond its tasks until SIGUSR1 says that the faults are over: a fault that waits for a moment in a task's
-life needs tasks. SIGTERM ends the publishing at once; the process ends when every task has.
+It publishes on beyond its tasks until SIGUSR1 says that the faults are over: one that waits for a moment in the life of
+a task needs tasks. SIGTERM ends the publishing at once; the process ends when every task has.
 """
 
 from __future__ import annotations
