@@ -171,7 +171,6 @@ class Clairvoyant:
         best, most, ends = None, 0.0, 0.0
         for work in workers:
             seller = work.seller
-            shadow = work.scarcity.charge if self._shadow is None else self._shadow * seller.speed
             work.scarcity.asked(full=work.full)
             if work.number in failed:
                 continue
@@ -181,7 +180,8 @@ class Clairvoyant:
             if time_s > job.deadline_s:
                 continue
             net = job.value * seller.quality * (1 - seller.crashes) - job.value_of_time * time_s
-            net -= run_s * (seller.cost_per_s + shadow)
+            net -= run_s * seller.cost_per_s
+            net -= work.ask(job) - work.price(job) if self._shadow is None else run_s * self._shadow * seller.speed
             if net > most:
                 best, most, ends = work, net, until
         if best is None:

@@ -102,6 +102,11 @@ class Slots:
         """Awards that could be taken now."""
         return 0 if self.draining else max(self.count + self.backlog - len(self._in_hand), 0)
 
+    @property
+    def taken(self) -> bool:
+        """Whether one more award would have to wait."""
+        return len(self._in_hand) >= self.count
+
     def refusal(self) -> Literal["draining", "busy"] | None:
         """Why no bid can be made now; None if one can."""
         if self.draining:
@@ -110,7 +115,7 @@ class Slots:
 
     def wait_s(self, now: float) -> float:
         """How long one more award is expected to wait until it begins."""
-        if len(self._in_hand) < self.count:
+        if not self.taken:
             return 0.0
         ends = [
             one.begun_at + one.run_s if one.negotiator else now

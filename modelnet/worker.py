@@ -44,6 +44,7 @@ from modelnet.contracts import load_contract
 from modelnet.errors import ConnectionFailed, UsageError
 from modelnet.execution import Context, Execution
 from modelnet.log import setup_logging
+from modelnet.market.scarcity import Scarcity
 from modelnet.settings import Settings, settings
 from modelnet.slots import Begin, GiveUp, Key, Order, Reason, Slots, Stop
 
@@ -70,13 +71,16 @@ class Worker:
         owner: str | None = None,
         slots: int = 16,
         backlog: int = BACKLOG,
+        scarcity: bool = False,
         labels: Mapping[str, str] | None = None,
         software: str = "",
         config: Settings | None = None,
     ) -> None:
         """`name` becomes the worker's id, with a number behind it if it is taken. `slots`: tasks run at once.
 
-        `backlog`: awards it takes beyond its slots; they begin in order as slots free up.
+        `backlog`: awards it takes beyond its slots; they begin in order as slots free up. `scarcity`: ask more
+        than the declared price for what must wait, after more was asked of it than it could take; docs/workers.md says
+        how much.
         """
         if slots < 1:
             raise UsageError(f"slots must be at least 1, not {slots}")
@@ -91,7 +95,7 @@ class Worker:
         self._instance = m.new_id()
         self._capabilities: dict[str, Served] = {}
         self._attempts = Slots(slots, backlog)
-        self._bidding = Bidding(self._attempts)
+        self._bidding = Bidding(self._attempts, Scarcity() if scarcity else None)
         self._jobs: dict[Key, asyncio.Task[None]] = {}
         self._executions: dict[Key, Execution] = {}
         self._leaving: asyncio.Task[None] | None = None
@@ -330,15 +334,7 @@ class Worker:
 
     async def _offer(self) -> None:
         for pattern, capability in self._capabilities.items():
-            p50_ms, p90_ms = capability.times.quantiles()
-            offer = m.Offer(
-                worker=self.id,
-                capability=pattern,
-                price=capability.card.price,
-                p50_ms=p50_ms,
-                p90_ms=p90_ms,
-                free=self._attempts.free,
-            )
+            offer = self._bidding.offer(self.id, capability, time.monotonic())
             await self._bus.publish(subjects.offer(pattern, self.id), offer.encode())
 
     async def _answer_query(self, msg: Msg) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from modelnet.bidding import Bidding
 from modelnet.capability import Served
+from modelnet.market.scarcity import Scarcity
 from modelnet.messages import Award, Bid, BidRequest, CapabilityCard, Contract, Features, Refusal
-from modelnet.slots import Slots
+from modelnet.slots import Key, Slots
 
 CONTRACT = Contract(capability="a.b")
 
@@ -49,6 +50,35 @@ def test_bids_name_the_wait_once_all_slots_are_taken() -> None:
     reply = bidding.answer("w", request("d"), capability, 0.75)
     assert isinstance(reply, Refusal)
     assert reply.reason == "busy"
+
+
+def test_one_that_asks_for_scarcity_asks_more_of_what_must_wait() -> None:
+    slots, capability = Slots(1, 1), served(price=100)
+    bidding = Bidding(slots, Scarcity())
+
+    def price(auction: str) -> int | None:
+        reply = bidding.answer("w", request(auction), capability, 0.0)
+        return reply.price if isinstance(reply, Bid) else None
+
+    for auction in ("a", "b"):
+        assert price(auction) == 100, "it was never full"
+        slots.on_award(award(auction), suits=True, now=0.0, run_s=1.0)
+    assert [price(f"c{n}") for n in range(50)] == [None] * 50
+    slots.on_ended(Key("t", "k-a", 1), 0.0)
+    higher = price("d")
+    assert higher is not None
+    assert higher > 120
+    assert bidding.offer("w", capability, 0.0).price == higher
+    slots.on_ended(Key("t", "k-b", 1), 0.0)
+    assert price("e") == 100, "a slot is free"
+
+
+def test_offers_name_the_wait_too() -> None:
+    slots, capability = Slots(1, 1), served()
+    bidding = Bidding(slots)
+    slots.on_award(award("a"), suits=True, now=0.0, run_s=3.0)
+    offer = bidding.offer("w", capability, 1.0)
+    assert (offer.p50_ms, offer.p90_ms, offer.free, offer.price) == (3000, 6000, 1, 10)
 
 
 def test_an_award_is_expected_to_run_as_its_bid_had_it() -> None:
