@@ -95,8 +95,11 @@ def run(loads: tuple[float, ...], seeds: int, tasks: int) -> tuple[list[Score], 
             routers: list[Router] = [market, *(kind(world, seed) for kind in BASELINES)]
             scores += [score(router.name, load, seed, world, play(world, router)) for router in routers]
             bare = replace(world, sellers=[replace(seller, backlog=0) for seller in world.sellers])
-            plain = Market(bare, plain=True)
-            scores.append(score(plain.name, load, seed, bare, play(bare, plain)))
+            plainer = (
+                (world, Market(world, name="market, no scarcity", scarcity=False)),
+                (bare, Market(bare, name="market, no backlog", scarcity=False)),
+            )
+            scores += [score(kind.name, load, seed, where, play(where, kind)) for where, kind in plainer]
             knowing = [
                 score("oracle", load, seed, world, play(world, Clairvoyant(world, shadow))) for shadow in SHADOWS
             ]

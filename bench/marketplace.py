@@ -16,6 +16,7 @@ import numpy as np
 
 from modelnet.estimates import wait_s
 from modelnet.market.scarcity import Scarcity
+from modelnet.worker import BACKLOG
 
 __all__ = ["BLOCK", "End", "Job", "Network", "Played", "Router", "Seller", "Work", "arrivals", "network", "play"]
 
@@ -47,7 +48,7 @@ class Seller:
     cost_per_s: float
     """Micro-credits for a second of one slot, at which it neither gains nor loses."""
     slots: int = 2
-    backlog: int = 2
+    backlog: int = BACKLOG
     """Tasks that it lets wait for a slot of its own, when it is asked for bids."""
     cached: int = 24
     """Prefixes that its cache holds."""

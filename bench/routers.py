@@ -207,17 +207,13 @@ BASELINES: tuple[type[Push], ...] = (
 
 class Market:
     """The network's own market, as a negotiator holds it: its auction, its records, its reference prices. Workers bid
-    while they have a free slot or a little backlog, its wait in the time they claim; else the task waits in line."""
+    while they have a free slot or room in their backlog, as modelnet/bidding.py does; else the task waits in line."""
 
-    name = "market"
     central = True
 
-    def __init__(self, network: Network, *, keep: bool = False, plain: bool = False) -> None:
-        """`keep`: the transcripts. `plain`: workers ask what the work costs them, without scarcity; for a network whose
-        workers keep no backlog this is how those on the bus bid today."""
-        self._plain = plain
-        if plain:
-            self.name = "market, plain bids"
+    def __init__(self, network: Network, *, name: str = "market", keep: bool = False, scarcity: bool = True) -> None:
+        """`keep`: the transcripts. `scarcity`: whether workers ask for it, as those of the SDK do if told to."""
+        self.name, self._scarcity = name, scarcity
         self.records, self.prices = TrackRecords(), ReferencePrices()
         self.transcripts: list[Transcript] = []
         self.decisions, self.seconds = 0, 0.0
@@ -241,7 +237,7 @@ class Market:
         )
         candidates, bids = [], []
         for work in workers:
-            if not self._plain:
+            if self._scarcity:
                 work.scarcity.asked(full=work.full)
             if work.full or work.number in failed:
                 continue

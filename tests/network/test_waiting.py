@@ -10,7 +10,7 @@ import pytest
 import modelnet
 from modelnet.bus import subjects
 from modelnet.client import TaskHandle
-from modelnet.messages import Awarded, Beat, BidRequest, Waiting
+from modelnet.messages import Awarded, Beat, Bid, BidRequest, Refusal, Waiting, decode_bid_reply
 from tests.network.stage import PATIENCE_S, Network, events
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -289,3 +289,30 @@ async def test_a_worker_that_leaves_hands_on_what_waits_there(network: Network) 
     await leaving
     assert sorted([*old.begun, *new.begun]) == [0, 1, 2]
     assert sorted((final.worker, final.attempts) for final in finals) == [("new", 2), ("new", 2), ("old", 1)]
+
+
+async def test_a_worker_that_asks_for_scarcity_asks_more_of_what_must_wait(network: Network) -> None:
+    worker, gate = network.worker("scarce", slots=1, backlog=1, scarcity=True), asyncio.Semaphore(0)
+
+    @worker.capability("desk.scarce", price=100, estimate=lambda features: (100, 200))
+    async def serve(ctx: modelnet.Context, input: Json) -> Json:
+        await gate.acquire()
+        return {}
+
+    await network.join(worker)
+    async with network.ear("bid.>") as bids:
+        tasks = list[TaskHandle]()
+        for _ in range(2):
+            tasks.append(await network.client.submit("desk.scarce", {}))
+            await until_awarded(network, tasks[-1])
+        tasks.append(await network.client.submit("desk.scarce", {}))
+        await until_waiting(network, tasks[-1])
+        gate.release()
+        await until_awarded(network, tasks[-1])
+        gate.release()
+        gate.release()
+        for task in tasks:
+            await task.result()
+        replies = [decode_bid_reply(msg.data) for msg in bids.heard]
+    assert [reply.price for reply in replies if isinstance(reply, Bid)] == [100, 100, 104]
+    assert [reply.reason for reply in replies if isinstance(reply, Refusal)] == ["busy"]
