@@ -27,7 +27,7 @@ __all__ = ["Score", "main", "run"]
 LOADS = (0.3, 0.5, 0.7, 0.85, 0.95)
 SHADOWS = (None, 0.0, 20.0, 40.0, 80.0, 120.0, 160.0, 240.0, 320.0)
 FIRST_SEED = 100
-"""The constants of modelnet/market/scarcity.py and the sellers' backlog were chosen on seeds 0 to 2: not used here."""
+"""The constants of modelnet/market/scarcity.py and the backlog were chosen on seeds 0 to 7: not used here."""
 
 WARM_UP = 0.15
 """Share of the tasks, the first, that only warm caches and teach the market."""
@@ -95,8 +95,11 @@ def run(loads: tuple[float, ...], seeds: int, tasks: int) -> tuple[list[Score], 
             routers: list[Router] = [market, *(kind(world, seed) for kind in BASELINES)]
             scores += [score(router.name, load, seed, world, play(world, router)) for router in routers]
             bare = replace(world, sellers=[replace(seller, backlog=0) for seller in world.sellers])
-            plain = Market(bare, plain=True)
-            scores.append(score(plain.name, load, seed, bare, play(bare, plain)))
+            plainer = (
+                (world, Market(world, name="market, no scarcity", scarcity=False)),
+                (bare, Market(bare, name="market, no backlog", scarcity=False)),
+            )
+            scores += [score(kind.name, load, seed, where, play(where, kind)) for where, kind in plainer]
             knowing = [
                 score("oracle", load, seed, world, play(world, Clairvoyant(world, shadow))) for shadow in SHADOWS
             ]

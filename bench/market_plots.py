@@ -20,7 +20,8 @@ RESULTS = Path(__file__).with_name("results")
 SHOWN: tuple[str, ...] = (
     "oracle",
     "market",
-    "market, plain bids",
+    "market, no scarcity",
+    "market, no backlog",
     "prefix-aware (Dynamo)",
     "prefix-aware (llm-d)",
     "least connections",

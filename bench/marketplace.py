@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from modelnet.estimates import wait_s
 from modelnet.market.scarcity import Scarcity
+from modelnet.worker import BACKLOG
 
 __all__ = ["BLOCK", "End", "Job", "Network", "Played", "Router", "Seller", "Work", "arrivals", "network", "play"]
 
@@ -46,7 +48,7 @@ class Seller:
     cost_per_s: float
     """Micro-credits for a second of one slot, at which it neither gains nor loses."""
     slots: int = 2
-    backlog: int = 2
+    backlog: int = BACKLOG
     """Tasks that it lets wait for a slot of its own, when it is asked for bids."""
     cached: int = 24
     """Prefixes that its cache holds."""
@@ -94,10 +96,7 @@ class Work:
     blocks: int = 0
     """Blocks of all that is in hand."""
     taken: int = 0
-    scarcity: Scarcity = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scarcity = Scarcity(least=self.seller.speed, most=500 * self.seller.speed)
+    scarcity: Scarcity = field(default_factory=Scarcity)
 
     @property
     def in_hand(self) -> int:
@@ -114,12 +113,7 @@ class Work:
 
     def wait_s(self, now: float) -> float:
         """Until a slot is expected to be free for one more task."""
-        if self.in_hand < self.seller.slots:
-            return 0.0
-        free = sorted(max(until, now) for until in self.until)
-        for job in self.queue:
-            heapq.heapreplace(free, free[0] + self.median_s(job))
-        return free[0] - now
+        return wait_s(self.seller.slots, self.until, map(self.median_s, self.queue), now)
 
     @property
     def full(self) -> bool:
@@ -132,7 +126,9 @@ class Work:
 
     def ask(self, job: Job) -> int:
         """Its price where it may name one: what the work costs, and what else it could have done meanwhile."""
-        return self.price(job) + int(self.median_s(job) * self.scarcity.charge)
+        price, run_s = self.price(job), self.median_s(job)
+        self.scarcity.learn(price, run_s)
+        return self.scarcity.ask(price, run_s, waits=self.in_hand >= self.seller.slots)
 
     def remember(self, job: Job) -> None:
         """The prefix is in the cache now."""

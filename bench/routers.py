@@ -171,7 +171,6 @@ class Clairvoyant:
         best, most, ends = None, 0.0, 0.0
         for work in workers:
             seller = work.seller
-            shadow = work.scarcity.charge if self._shadow is None else self._shadow * seller.speed
             work.scarcity.asked(full=work.full)
             if work.number in failed:
                 continue
@@ -181,7 +180,8 @@ class Clairvoyant:
             if time_s > job.deadline_s:
                 continue
             net = job.value * seller.quality * (1 - seller.crashes) - job.value_of_time * time_s
-            net -= run_s * (seller.cost_per_s + shadow)
+            net -= run_s * seller.cost_per_s
+            net -= work.ask(job) - work.price(job) if self._shadow is None else run_s * self._shadow * seller.speed
             if net > most:
                 best, most, ends = work, net, until
         if best is None:
@@ -207,17 +207,13 @@ BASELINES: tuple[type[Push], ...] = (
 
 class Market:
     """The network's own market, as a negotiator holds it: its auction, its records, its reference prices. Workers bid
-    while they have a free slot or a little backlog, its wait in the time they claim; else the task waits in line."""
+    while they have a free slot or room in their backlog, as modelnet/bidding.py does; else the task waits in line."""
 
-    name = "market"
     central = True
 
-    def __init__(self, network: Network, *, keep: bool = False, plain: bool = False) -> None:
-        """`keep`: the transcripts. `plain`: workers ask what the work costs them, without scarcity; for a network whose
-        workers keep no backlog this is how those on the bus bid today."""
-        self._plain = plain
-        if plain:
-            self.name = "market, plain bids"
+    def __init__(self, network: Network, *, name: str = "market", keep: bool = False, scarcity: bool = True) -> None:
+        """`keep`: the transcripts. `scarcity`: whether workers ask for it, as those of the SDK do if told to."""
+        self.name, self._scarcity = name, scarcity
         self.records, self.prices = TrackRecords(), ReferencePrices()
         self.transcripts: list[Transcript] = []
         self.decisions, self.seconds = 0, 0.0
@@ -241,7 +237,7 @@ class Market:
         )
         candidates, bids = [], []
         for work in workers:
-            if not self._plain:
+            if self._scarcity:
                 work.scarcity.asked(full=work.full)
             if work.full or work.number in failed:
                 continue

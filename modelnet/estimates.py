@@ -1,10 +1,12 @@
-"""How long a capability's tasks take on this worker: quantiles of what it measured lately."""
+"""How long a worker's tasks take: quantiles of what it measured lately, and the wait for a slot. Pure."""
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Iterable, Sequence
 
-__all__ = ["RunTimes"]
+__all__ = ["RunTimes", "wait_s"]
 
 
 class RunTimes:
@@ -30,3 +32,18 @@ class RunTimes:
             self._sorted, self._stale = sorted(self._times), False
         last = len(self._sorted) - 1
         return self._sorted[round(last * 0.5)], self._sorted[round(last * 0.9)]
+
+
+def wait_s(slots: int, ends: Sequence[float], queued: Iterable[float], now: float) -> float:
+    """How long one more task is expected to wait for a slot, behind those that wait for one already.
+
+    `ends`: when the running ones are expected to end. `queued`: how long each that waits is expected to run, in order.
+    A task that should have ended a second ago is expected to need one more: who is late stays late.
+    """
+    if len(ends) < slots:
+        return 0.0
+    free = [abs(end - now) for end in ends]
+    heapq.heapify(free)
+    for run_s in queued:
+        heapq.heapreplace(free, free[0] + run_s)
+    return free[0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from pydantic import ValidationError
@@ -26,6 +26,9 @@ from modelnet.errors import ModelnetError, Reject, TooLarge
 __all__ = ["Context", "Execution"]
 
 log = structlog.get_logger("worker")
+
+_EXPIRED = m.ErrorInfo(code="expired", message="the worker ran out of time")
+_LEAVING = m.ErrorInfo(code=m.HANDED_ON, message="the worker leaves the network")
 
 
 @dataclass(slots=True)
@@ -176,13 +179,13 @@ class Execution:
                 if (job := asyncio.current_task()) is not None:
                     job.uncancel()
                 await self._deltas.flush()
-                error, retryable = m.ErrorInfo(code=m.HANDED_ON, message="the worker leaves the network"), True
+                error, retryable = _LEAVING, True
             elif isinstance(failure, asyncio.CancelledError) and stopped():
                 log.info("attempt_cancelled", task=self._award.task, attempt=self._award.attempt)
                 self._outbox.drop(self._trail)
                 raise
             elif limit.expired():
-                error = m.ErrorInfo(code="expired", message="the worker ran out of time")
+                error = _EXPIRED
             else:
                 log.warning("handler_failed", task=self._award.task, capability=self._award.capability, exc_info=True)
                 error, retryable = _error("worker_error", f"{type(failure).__name__}: {failure}"), True
@@ -202,6 +205,11 @@ class Execution:
         else:
             assert error is not None
             self._last = m.Failure(**self._stamp(), error=error, retryable=retryable, usage=usage)
+
+    def give_up(self, why: Literal["expired", "leaving"]) -> None:
+        """Instead of `run`: the attempt ends before it began."""
+        error, retryable = (_EXPIRED, False) if why == "expired" else (_LEAVING, True)
+        self._last = m.Failure(**self._stamp(), error=error, retryable=retryable)
 
     async def tell(self) -> None:
         """Publish the last event."""

@@ -40,6 +40,7 @@ from modelnet.engines import (
 from modelnet.errors import UsageError
 from modelnet.messages import Features
 from modelnet.settings import Settings
+from modelnet.worker import BACKLOG
 
 __all__ = ["ModelConfig", "Served", "make_app", "read_config"]
 
@@ -61,6 +62,7 @@ class ModelConfig(BaseModel):
     price: int = Field(default=100, ge=0, description="Micro-credits per task, unless its modelnet.json says.")
     price_per_token: int = Field(default=0, ge=0, description="Micro-credits per token of max_tokens, on top.")
     slots: int = Field(default=64, ge=1, description="Tasks at once.")
+    backlog: int = Field(default=BACKLOG, ge=0, description="Tasks that wait here for a slot.")
     engine: EngineKind = Field(default="auto", description="auto, vllm, vllm-async or numpy.")
     options: dict[str, Any] = Field(default_factory=dict, description="Passed to the engine: max_model_len, …")
 
@@ -92,7 +94,9 @@ class Served:
         recipe = load_recipe(config.model) if Path(config.model).is_dir() else None
         name = config.name or (recipe.name if recipe else Path(config.model).name)
         self._model = recipe.name if recipe else config.model
-        self.worker = Worker(name, slots=config.slots, software=self.engine.software, config=network)
+        self.worker = Worker(
+            name, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
+        )
         self._requests = 0
         if recipe is not None:
             self._declare_recipe(recipe)

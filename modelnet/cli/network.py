@@ -97,7 +97,8 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
         while not stop.is_set():
             try:
                 found = await net.workers()
-                running, slots = sum(len(w.beat.running) for w in found), sum(w.card.slots for w in found)
+                running = sum(len(w.beat.running) - w.beat.queued for w in found)
+                slots = sum(w.card.slots for w in found)
                 restarts = sum(process.restarts for process in network.processes)
                 line = f"{len(found)} workers, {running} of {slots} slots busy, {restarts} restarts"
             except ModelnetError as error:
@@ -196,7 +197,8 @@ def workers(as_json: Json = False, url: Url = None) -> None:
                         "owner": one.card.owner,
                         "capabilities": [c.pattern for c in one.card.capabilities],
                         "slots": one.card.slots,
-                        "running": len(one.beat.running),
+                        "running": len(one.beat.running) - one.beat.queued,
+                        "queued": one.beat.queued,
                         "models": list(one.card.models),
                         "labels": one.card.labels,
                         "draining": one.beat.draining,
@@ -209,10 +211,12 @@ def workers(as_json: Json = False, url: Url = None) -> None:
         table = make_table("worker", "owner", "busy", "capabilities", "price", "quality", "runs on")
         for one in found:
             cards = one.card.capabilities
+            queued = one.beat.queued
+            busy = f"{len(one.beat.running) - queued}/{one.card.slots}" + (f" +{queued}" if queued else "")
             table.add_row(
                 one.card.worker,
                 one.card.owner,
-                f"{len(one.beat.running)}/{one.card.slots}" + (" draining" if one.beat.draining else ""),
+                busy + (" draining" if one.beat.draining else ""),
                 "\n".join(c.pattern for c in cards),
                 "\n".join("by input" if c.price is None else str(c.price) for c in cards),
                 "\n".join("" if c.quality is None else f"{c.quality:.3f}" for c in cards),

@@ -42,7 +42,8 @@ class Candidate:
 class _Entry:
     card: WorkerCard
     seen: float
-    free: int
+    in_hand: int
+    """Attempts, as of its last beat."""
     instance: str
     draining: bool = False
     offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Directory:
 
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
-        self._live[card.worker] = _Entry(card, now, card.slots, card.instance)
+        self._live[card.worker] = _Entry(card, now, 0, card.instance)
 
     def unknown(self, beat: Beat) -> bool:
         """Whether the beat's worker must be looked up first: it is new, or another process took its id."""
@@ -111,7 +112,7 @@ class Directory:
         entry = self._live.get(beat.worker)
         if entry is not None and entry.instance == beat.instance:
             entry.seen = now
-            entry.free = max(beat.slots - len(beat.running), 0)
+            entry.in_hand = len(beat.running)
             entry.draining = beat.draining
 
     def hear_offer(self, offer: Offer, now: float) -> None:
@@ -200,7 +201,7 @@ class Directory:
             offered.continues,
             known.mean,
             known.cases,
-            load_class(card.slots - entry.free),
+            load_class(entry.in_hand),
         )
 
     def contracts_for(self, capability: str) -> list[Contract]:

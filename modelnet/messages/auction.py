@@ -108,7 +108,7 @@ class Award(Message):
 
 
 class Confirm(Message):
-    """The winner has begun."""
+    """The winner has it in hand: it begins now, or once a slot is free."""
 
     kind: Literal["confirm"] = "confirm"
     worker: Identifier

@@ -101,7 +101,9 @@ class Timings(Part):
 
     queued_ms: float = Field(ge=0, description="From the server's timestamp to the first request for bids.")
     negotiation_ms: float = Field(ge=0, description="Time in auctions and awards, up to the last Confirm.")
-    running_ms: float = Field(ge=0, description="From the accepted attempt's Confirm to its Done.")
+    running_ms: float = Field(
+        ge=0, description="From the accepted attempt's Confirm to its Done; it may have waited for a slot."
+    )
     total_ms: float = Field(ge=0, description="From the server's timestamp to the Final.")
 
 

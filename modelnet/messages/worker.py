@@ -41,7 +41,7 @@ class WorkerCard(Message):
 
 
 class RunningAttempt(Part):
-    """One attempt a worker is working on."""
+    """One attempt in a worker's hands: it runs, or waits there for a slot."""
 
     tenant: Identifier
     task: Identifier
@@ -53,10 +53,23 @@ class Beat(Message):
 
     worker: Identifier
     instance: Identifier = Field(description="Nonce of the process: a new one means a restart.")
-    slots: int = Field(ge=1)
-    running: tuple[RunningAttempt, ...] = Field(default=(), description="Every attempt it is working on.")
+    slots: int = Field(ge=1, description="Tasks it runs at once.")
+    backlog: int = Field(default=0, ge=0, description="Awards it takes beyond its slots, to begin when one is free.")
+    running: tuple[RunningAttempt, ...] = Field(
+        default=(), description="Every attempt in its hands, those that wait for a slot too."
+    )
     draining: bool = Field(default=False, description="Takes no new awards.")
     leaving: bool = Field(default=False, description="Its last beat: it stops now.")
+
+    @property
+    def free(self) -> int:
+        """Awards that it can take now."""
+        return 0 if self.draining else max(self.slots + self.backlog - len(self.running), 0)
+
+    @property
+    def queued(self) -> int:
+        """Attempts that wait for a slot."""
+        return max(len(self.running) - self.slots, 0)
 
 
 class Offer(Message):
@@ -67,7 +80,7 @@ class Offer(Message):
     price: Micro | None = Field(default=None, description="Price per task, if fixed.")
     p50_ms: float = Field(gt=0, description="Median time to complete a typical task, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
-    free: int = Field(ge=0, description="Free slots.")
+    free: int = Field(ge=0, description="Awards that it can take now.")
 
 
 class RollCall(Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelnet.market import State
 from modelnet.market.commands import Command, Finished, Hold, HoldFunds, SendAward, Timer, Write
 from modelnet.messages import AdoptAttempt, Award, CancelAsked, Final, JournalEntry
-from modelnet.slots import Begin, Key, Slots, Stop
+from modelnet.slots import Begin, GiveUp, Key, Order, Slots, Stop
 from tests.market.table import Table, awarded
 
-COUNT = 2
+COUNT, BACKLOG = 2, 2
+TIME_S = 10.0
+"""What every award has."""
 keys = st.builds(Key, st.just("t"), st.sampled_from(["k0", "k1", "k2"]), st.integers(1, 3))
 auctions = st.sampled_from(["a", "b"])
 
@@ -24,9 +27,13 @@ class SlotsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots = Slots(COUNT)
-        self.working: dict[Key, str | None] = {}
+        self.slots = Slots(COUNT, BACKLOG)
+        self.working: dict[Key, str] = {}
+        """Those that run, with their auction."""
+        self.waiting: dict[Key, tuple[str, float]] = {}
+        """Those that wait for a slot, in order, with auction and deadline."""
         self.begun: set[Key] = set()
+        self.now = 0.0
 
     @rule(key=keys, auction=auctions, suits=st.booleans())
     def award(self, key: Key, auction: str, suits: bool) -> None:
@@ -39,57 +46,99 @@ class SlotsMachine(RuleBasedStateMachine):
             capability="c",
             input={},
             price=1,
-            remaining_ms=1000,
+            remaining_ms=TIME_S * 1e3,
         )
-        reason, orders = self.slots.on_award(given, suits=suits)
-        begins = [order for order in orders if isinstance(order, Begin)]
-        self._stop([order for order in orders if isinstance(order, Stop)])
-        if begins:
-            assert reason is None
+        before = self._in_hand()
+        reason, orders = self.slots.on_award(given, suits=suits, now=self.now, run_s=1.0)
+        if reason is None and before.get(key) == auction:
+            assert not orders, "the same award again"
+            return
+        if reason != "duplicate":
+            for older in [k for k in self.waiting if k[:2] == key[:2]]:
+                del self.waiting[older]
+        if reason is None:
             assert suits
             assert key not in self.begun, "an attempt begins once"
-            assert not any(k[:2] == key[:2] and k.attempt > key.attempt for k in self.begun), "only newer ones begin"
-            self.begun.add(key)
-            self.working[key] = auction
-        elif reason is None:
-            assert self.working.get(key) == auction, "a Confirm is a promise"
+            self.waiting[key] = auction, self.now + TIME_S
+        self._obey(orders)
+        assert not self.waiting or len(self.working) == COUNT, "nobody waits beside a free slot"
+
+    @rule(seconds=st.sampled_from([0.5, TIME_S]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def look_for_the_late(self) -> None:
+        self._obey(self.slots.overdue(self.now))
+        assert all(until > self.now for _, until in self.waiting.values())
 
     @rule(key=keys, auction=st.none() | auctions)
     def cancel(self, key: Key, auction: str | None) -> None:
-        before = dict(self.working)
-        self._stop(self.slots.on_cancel(key, auction))
+        before = self._in_hand()
+        orders = self.slots.on_cancel(key, auction)
         if key in before and auction in (None, before[key]):
+            self.waiting.pop(key, None)
+            self._obey(orders)
             assert key not in self.working
         else:
-            assert self.working == before
+            assert not orders
 
     @rule(key=keys, auction=auctions)
     def adopt(self, key: Key, auction: str) -> None:
         asked = AdoptAttempt(tenant=key.tenant, task=key.task, attempt=key.attempt, auction=auction, negotiator="heir")
-        assert (self.slots.on_adopt(asked) is None) == (self.working.get(key) == auction)
+        assert (self.slots.on_adopt(asked) is None) == (self._in_hand().get(key) == auction)
 
     @precondition(lambda self: self.working)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.working)))
         auction = self.working.pop(key)
-        assert self.slots.on_ended(key) in (f"n-{auction}", "heir")
-        assert self.slots.on_ended(key) is None
+        negotiator, orders = self.slots.on_ended(key, self.now)
+        assert negotiator in (f"n-{auction}", "heir")
+        self._obey(orders)
+        assert self.slots.on_ended(key, self.now) == (None, [])
+        assert not self.waiting or len(self.working) == COUNT, "a free slot is for the next"
 
     @rule()
     def drain(self) -> None:
-        self.slots.draining = True
+        self._obey(self.slots.drain())
+        assert not self.waiting, "who leaves keeps nobody waiting"
 
-    def _stop(self, orders: list[Stop]) -> None:
+    def _in_hand(self) -> dict[Key, str]:
+        return self.working | {key: auction for key, (auction, _) in self.waiting.items()}
+
+    def _obey(self, orders: list[Order]) -> None:
         for order in orders:
-            del self.working[order.key]
-            assert self.slots.on_ended(order.key) is None, "what was stopped is told to nobody"
+            match order:
+                case Stop(key):
+                    del self.working[key]
+                    negotiator, following = self.slots.on_ended(key, self.now)
+                    assert negotiator is None, "what was stopped is told to nobody"
+                    self._obey(following)
+                case Begin(award):
+                    key = Key(award.tenant, award.task, award.attempt)
+                    assert key == next(iter(self.waiting)), "first come, first served"
+                    auction, until = self.waiting.pop(key)
+                    assert award.auction == auction
+                    assert award.remaining_ms == pytest.approx((until - self.now) * 1e3)
+                    assert award.remaining_ms > 0
+                    newer = [k for k in self.begun if k[:2] == key[:2] and k.attempt > key.attempt]
+                    assert not newer, "only newer ones begin"
+                    self.begun.add(key)
+                    self.working[key] = auction
+                case GiveUp(award, negotiator, why):
+                    auction, until = self.waiting.pop(Key(award.tenant, award.task, award.attempt))
+                    assert negotiator in (f"n-{auction}", "heir")
+                    assert why == ("expired" if until <= self.now else "leaving") or self.slots.draining
 
     @invariant()
     def bounded(self) -> None:
-        assert set(self.working) == set(self.slots)
+        assert set(self._in_hand()) == set(self.slots)
         assert len(self.working) <= COUNT
-        assert self.slots.free == (0 if self.slots.draining else COUNT - len(self.working))
+        assert len(self.waiting) <= BACKLOG
+        free = COUNT + BACKLOG - len(self.working) - len(self.waiting)
+        assert self.slots.free == (0 if self.slots.draining else free)
+        assert (self.slots.wait_s(self.now) > 0) <= (len(self.working) == COUNT)
 
 
 workers = st.sampled_from("wvux")

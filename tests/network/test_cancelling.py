@@ -24,7 +24,7 @@ class Sleeper:
     """A worker whose one slot is taken until the attempt is cancelled."""
 
     def __init__(self, network: Network) -> None:
-        self.worker = network.worker("sleeper", slots=1)
+        self.worker = network.worker("sleeper", slots=1, backlog=0)
         self.begun, self.cancelled = asyncio.Event(), asyncio.Event()
         self.times = 0
 

@@ -10,7 +10,7 @@ import pytest
 import modelnet
 from modelnet.bus import subjects
 from modelnet.client import TaskHandle
-from modelnet.messages import BidRequest, Waiting
+from modelnet.messages import Awarded, Beat, Bid, BidRequest, Refusal, Waiting, decode_bid_reply
 from tests.network.stage import PATIENCE_S, Network, events
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -19,17 +19,19 @@ Json = dict[str, Any]
 
 
 class Desk:
-    """A worker whose tasks end when the test says so."""
+    """A worker whose tasks end when the test says so. Unless told otherwise it lets none wait for its slots."""
 
-    def __init__(self, network: Network, name: str, *, slots: int = 1, **options: Any) -> None:
-        self.worker = network.worker(name, slots=slots, **options)
+    def __init__(
+        self, network: Network, name: str, *, slots: int = 1, backlog: int = 0, capability: str = "", **options: Any
+    ) -> None:
+        self.worker = network.worker(name, slots=slots, backlog=backlog, **options)
         self.begun: list[Any] = []
         self.most = 0
         self._open = asyncio.Semaphore(0)
         self._news = asyncio.Condition()
         self._inside = 0
 
-        @self.worker.capability(f"desk.{name}")
+        @self.worker.capability(capability or f"desk.{name}")
         async def serve(ctx: modelnet.Context, input: Json) -> Json:
             self._inside += 1
             self.most = max(self.most, self._inside)
@@ -82,7 +84,7 @@ async def test_tasks_wait_for_a_free_slot_and_run_by_priority_then_age(network: 
 
 
 async def test_slots_are_never_exceeded_by_a_burst(network: Network) -> None:
-    small, large = Desk(network, "small", slots=2), Desk(network, "large", slots=5)
+    small, large = Desk(network, "small", slots=2, backlog=3), Desk(network, "large", slots=5, backlog=1)
     for desk in (small, large):
         desk.worker.capability("desk.burst")(desk.worker._capabilities[f"desk.{desk.worker.name}"].handler)
     await network.join(small.worker, large.worker)
@@ -221,3 +223,96 @@ async def test_a_worker_that_leaves_finishes_what_it_runs_and_takes_no_more(netw
     assert desk.begun == [1]
     assert await later.cancel()
     assert (await later.final()).status == "cancelled"
+
+
+async def until_awarded(network: Network, *tasks: TaskHandle) -> None:
+    """Wait until each of these is in a worker's hands."""
+    for task in tasks:
+        async with asyncio.timeout(PATIENCE_S):
+            async for event in network.client.task(task.id).stream():
+                if isinstance(event, Awarded):
+                    break
+
+
+async def test_what_waits_at_a_worker_is_in_its_hands_and_begins_in_order(network: Network) -> None:
+    desk = Desk(network, "backlog", backlog=2)
+    await network.join(desk.worker)
+    tasks = list[TaskHandle]()
+    for n in range(3):
+        tasks.append(await network.client.submit("desk.backlog", {"n": n}))
+        await until_awarded(network, tasks[-1])
+    tasks.append(await network.client.submit("desk.backlog", {"n": 3}))
+    await until_waiting(network, tasks[-1])
+    assert desk.begun == [0]
+    async with network.ear(subjects.beat(desk.worker.id)) as beats:
+        beat = Beat.decode((await beats.next()).data)
+    assert ([one.task for one in beat.running], beat.free, beat.queued) == ([task.id for task in tasks[:3]], 0, 2)
+    desk.let(4)
+    finals = [await task.result() for task in tasks]
+    assert desk.begun == [0, 1, 2, 3]
+    assert desk.most == 1
+    assert [final.attempts for final in finals] == [1] * 4
+
+
+async def test_what_waits_at_a_worker_can_be_cancelled_and_expires(network: Network) -> None:
+    desk = Desk(network, "overdue", backlog=2)
+    await network.join(desk.worker)
+    first = await network.client.submit("desk.overdue", {"n": "first"})
+    await desk.until_begun(1)
+    unwanted = await network.client.submit("desk.overdue", {"n": "unwanted"})
+    late = await network.client.submit("desk.overdue", {"n": "late"}, deadline_s=1.0)
+    await until_awarded(network, unwanted, late)
+    assert await unwanted.cancel()
+    assert (await unwanted.final()).status == "cancelled"
+    assert (await late.final()).status == "expired"
+    after = await network.client.submit("desk.overdue", {"n": "after"})
+    await until_awarded(network, after)
+    desk.let(2)
+    for task in (first, after):
+        await task.result()
+    assert desk.begun == ["first", "after"]
+
+
+async def test_a_worker_that_leaves_hands_on_what_waits_there(network: Network) -> None:
+    old = Desk(network, "old", backlog=2, capability="desk.handed-on")
+    new = Desk(network, "new", slots=2, capability="desk.handed-on")
+    await network.join(old.worker)
+    tasks = [await network.client.submit("desk.handed-on", {"n": n}) for n in range(3)]
+    await until_awarded(network, *tasks)
+    await network.join(new.worker)
+    leaving = asyncio.create_task(network.stop(old.worker))
+    await new.until_begun(2)
+    assert len(old.begun) == 1, "it goes on with what it has begun"
+    old.let(1)
+    new.let(2)
+    finals = [await task.result() for task in tasks]
+    await leaving
+    assert sorted([*old.begun, *new.begun]) == [0, 1, 2]
+    assert sorted((final.worker, final.attempts) for final in finals) == [("new", 2), ("new", 2), ("old", 1)]
+
+
+async def test_a_worker_that_asks_for_scarcity_asks_more_of_what_must_wait(network: Network) -> None:
+    worker, gate = network.worker("scarce", slots=1, backlog=1, scarcity=True), asyncio.Semaphore(0)
+
+    @worker.capability("desk.scarce", price=100, estimate=lambda features: (100, 200))
+    async def serve(ctx: modelnet.Context, input: Json) -> Json:
+        await gate.acquire()
+        return {}
+
+    await network.join(worker)
+    async with network.ear("bid.>") as bids:
+        tasks = list[TaskHandle]()
+        for _ in range(2):
+            tasks.append(await network.client.submit("desk.scarce", {}))
+            await until_awarded(network, tasks[-1])
+        tasks.append(await network.client.submit("desk.scarce", {}))
+        await until_waiting(network, tasks[-1])
+        gate.release()
+        await until_awarded(network, tasks[-1])
+        gate.release()
+        gate.release()
+        for task in tasks:
+            await task.result()
+        replies = [decode_bid_reply(msg.data) for msg in bids.heard]
+    assert [reply.price for reply in replies if isinstance(reply, Bid)] == [100, 100, 104]
+    assert [reply.reason for reply in replies if isinstance(reply, Refusal)] == ["busy"]

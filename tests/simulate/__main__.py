@@ -34,7 +34,7 @@ def main() -> int:
             return 130
         ends.update(final.status for final in history.ends())
         faults.update(negotiators=history.takeovers, workers_killed=history.deaths, workers_frozen=history.freezes)
-        faults.update(workers_cut_off=history.cuts)
+        faults.update(workers_cut_off=history.cuts, workers_left=history.drains)
         if (books := history.world.books) is not None:
             faults.update(ledger_away=books.outages, holds_refused=books.refusals)
         attempts.update(history.kinds())

@@ -21,12 +21,15 @@ class History:
         self.world = world = World(seed)
         self.workers: dict[str, SimulatedWorker] = {}
         self.shells: list[Shell] = []
-        self.takeovers = self.deaths = self.freezes = self.cuts = 0
+        self.takeovers = self.deaths = self.freezes = self.cuts = self.drains = 0
+        self.queued = Counter[str]()
+        """What became of awards that had to wait for a slot, on workers that are gone."""
         self.aimed = world.random.random() < 0.2
         """Whether workers fail at work, again and again, as if their tasks did it."""
         world.on_cancelled = self._cancelled
         for n in range(world.random.randint(1, 4)):
-            self._start_worker(f"w{n}", world.random.randint(1, 2), continues=world.random.random() < 0.6)
+            count, backlog = world.random.randint(1, 2), world.random.randint(0, 2)
+            self._start_worker(f"w{n}", count, backlog, continues=world.random.random() < 0.6)
         self._start_negotiator()
         for n in range(world.random.randint(1, 4)):
             world.at(world.random.uniform(0.0, 4.0), partial(self._submit, f"k{n}"))
@@ -57,7 +60,9 @@ class History:
 
     def kinds(self) -> Counter[str]:
         """What became of attempts."""
-        found = Counter[str](adopted=sum(shell.adopted for shell in self.shells))
+        found = Counter[str](adopted=sum(shell.adopted for shell in self.shells)) + self.queued
+        for worker in self.workers.values():
+            found.update(worker.given_up, queued=worker.queued)
         for journal in self.world.journal.values():
             awards = [entry for _, entry in journal if isinstance(entry, Awarded)]
             found.update("continued" if award.from_number else "reset" for award in awards[1:])
@@ -103,9 +108,13 @@ class History:
             worker.shells = self.shells
             self.world.send(shell, partial(shell.on_beat, worker, worker.beat()))
 
-    def _start_worker(self, name: str, count: int, *, continues: bool) -> None:
-        worker = SimulatedWorker(self.world, name, count=count, continues=continues, instance=next(self.world.ids))
+    def _start_worker(self, name: str, count: int, backlog: int, *, continues: bool) -> None:
+        worker = SimulatedWorker(
+            self.world, name, count=count, backlog=backlog, continues=continues, instance=next(self.world.ids)
+        )
         worker.shells = self.shells
+        if (before := self.workers.get(name)) is not None:
+            self.queued.update(before.given_up, queued=before.queued)
         self.workers[name] = worker
 
     def _beat(self) -> None:
@@ -114,6 +123,7 @@ class History:
         self.world.at(BEAT_S, self._beat)
 
     def _send_beat(self, worker: SimulatedWorker) -> None:
+        worker.work_off()
         for shell in self.shells:
             if not worker.cut:
                 self.world.send(shell, partial(shell.on_beat, worker, worker.beat()))
@@ -133,21 +143,29 @@ class History:
         self.world.books.away_until_s = self.world.now + self.world.random.uniform(0.5, 10.0)
 
     def _worker_fails(self) -> None:
-        """It dies and a new process takes its id, it freezes and goes on, or it is cut off for a while."""
+        """It dies or leaves and a new process takes its id, it freezes and goes on, or it is cut off for a while."""
         random = self.world.random
         at_work = [name for name, worker in self.workers.items() if list(worker.slots)]
         worker = self.workers[random.choice(sorted(at_work if at_work and self.aimed else self.workers))]
         if worker.dead:
             return
-        back_s, kind = random.uniform(0.1, 8.0), random.choice(["dies", "freezes", "is cut off"])
+        back_s, kind = random.uniform(0.1, 8.0), random.choice(["dies", "leaves", "freezes", "is cut off"])
         if kind == "dies":
             self.deaths += 1
             worker.dead = True
-            count, continues = worker.slots.count, worker.continues
-            self.world.at(back_s, lambda: self._start_worker(worker.name, count, continues=continues))
+            self.world.at(back_s, partial(self._replace, worker))
+        elif kind == "leaves":
+            self.drains += 1
+            worker.reach(worker.drain)
+            self.world.at(back_s, partial(self._replace, worker))
         elif kind == "is cut off":
             self.cuts += 1
             worker.disconnect(back_s)
         else:
             self.freezes += 1
             worker.frozen_until = self.world.now + back_s
+
+    def _replace(self, worker: SimulatedWorker) -> None:
+        if self.workers[worker.name] is worker:
+            worker.dead = True
+            self._start_worker(worker.name, worker.slots.count, worker.slots.backlog, continues=worker.continues)

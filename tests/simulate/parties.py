@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 from modelnet.market import Directory, Negotiation, Policy, ReferencePrices, State
 from modelnet.market import commands as cmd
 from modelnet.messages import (
+    HANDED_ON,
     AdoptAttempt,
     Award,
     Awarded,
@@ -35,7 +37,7 @@ from modelnet.messages import (
     digest_of,
 )
 from modelnet.reader import Reader
-from modelnet.slots import Begin, Key, Reason, Slots, Stop
+from modelnet.slots import GiveUp, Key, Order, Reason, Slots, Stop
 from tests.simulate.world import BEAT_S, WORDS, Event, Party, World
 
 __all__ = ["CONTRACT", "Shell", "SimulatedWorker"]
@@ -49,14 +51,18 @@ LEDGER_TIMEOUT_S = 3.0
 class SimulatedWorker(Party):
     """Answers in words, one event each; some go on behind another's, some begin anew; some fail."""
 
-    def __init__(self, world: World, name: str, *, count: int, continues: bool, instance: int) -> None:
+    def __init__(self, world: World, name: str, *, count: int, backlog: int, continues: bool, instance: int) -> None:
         super().__init__(world)
         self.name, self.continues, self.instance = name, continues, f"i{instance}"
-        self.slots = Slots(count)
+        self.slots = Slots(count, backlog)
         self.shells: list[Shell] = []
         self._working: dict[Key, int] = {}
         """Words said of each attempt at work."""
         self._begun: set[Key] = set()
+        self.queued = 0
+        """Awards that had to wait for a slot."""
+        self.given_up = Counter[str]()
+        """Attempts that never began, by why."""
         self.cut = False
         self._connection = 0
         self._arrives_at = 0.0
@@ -73,7 +79,22 @@ class SimulatedWorker(Party):
     def beat(self) -> Beat:
         """What it says of itself."""
         running = tuple(RunningAttempt(tenant=k.tenant, task=k.task, attempt=k.attempt) for k in self.slots)
-        return Beat(worker=self.name, instance=self.instance, slots=self.slots.count, running=running)
+        return Beat(
+            worker=self.name,
+            instance=self.instance,
+            slots=self.slots.count,
+            backlog=self.slots.backlog,
+            running=running,
+            draining=self.slots.draining,
+        )
+
+    def work_off(self) -> None:
+        """Look for what has waited too long, as with each beat."""
+        self._obey(self.slots.overdue(self.world.now))
+
+    def drain(self) -> None:
+        """Take nothing more, and hand on what waits."""
+        self._obey(self.slots.drain())
 
     # ------------------------------------------------------------------ orders
 
@@ -91,8 +112,12 @@ class SimulatedWorker(Party):
     def award(self, shell: Shell, award: Award) -> None:
         """An award."""
         suits = (award.resume is None or self.continues) and not self.world.chance(0.1)
-        reason, orders = self.slots.on_award(award, suits=suits)
+        run_s = self.world.random.uniform(0.1, 3.0)
+        reason, orders = self.slots.on_award(award, suits=suits, now=self.world.now, run_s=run_s)
+        assert 0 <= self.slots.wait_s(self.world.now) < 1e3
         self._obey(orders)
+        key = Key(award.tenant, award.task, award.attempt)
+        self.queued += reason is None and key not in self._begun
         reply = self._answer(reason)
         self.world.send(shell, lambda: shell.on_award_reply(award.task, award.attempt, reply))
 
@@ -108,7 +133,7 @@ class SimulatedWorker(Party):
     def _answer(self, reason: Reason | None) -> Confirm | Decline:
         return Decline(worker=self.name, reason=reason) if reason else Confirm(worker=self.name)
 
-    def _obey(self, orders: list[Begin | Stop] | list[Stop]) -> None:
+    def _obey(self, orders: list[Order]) -> None:
         for order in orders:
             if isinstance(order, Stop):
                 self._working.pop(order.key, None)
@@ -118,6 +143,12 @@ class SimulatedWorker(Party):
             key = Key(award.tenant, award.task, award.attempt)
             assert key not in self._begun, "an attempt was run twice"
             self._begun.add(key)
+            if isinstance(order, GiveUp):
+                self.given_up[order.why] += 1
+                stamp = self._stamp(award, award.from_number + 1)
+                code, again = ("expired", False) if order.why == "expired" else (HANDED_ON, True)
+                self._tell(key, Failure(**stamp, error=ErrorInfo(code=code), retryable=again), order.negotiator)
+                continue
             said = award.resume.text.split() if award.resume else []
             self._working[key] = len(said)
             assert len(self._working) <= self.slots.count, "more at work than slots"
@@ -126,7 +157,7 @@ class SimulatedWorker(Party):
                 self._later(partial(self._say, key, award, award.from_number + 1))
 
     def _stopped(self, key: Key) -> None:
-        self.slots.on_ended(key)
+        self._obey(self.slots.on_ended(key, self.world.now)[1])
 
     def _later(self, step: Callable[[], None]) -> None:
         self.world.at(self.world.random.expovariate(3.0), lambda: self.reach(step))
@@ -199,7 +230,11 @@ class SimulatedWorker(Party):
 
     def _end(self, key: Key, last: Output | Failure) -> None:
         del self._working[key]
-        negotiator = self.slots.on_ended(key)
+        negotiator, orders = self.slots.on_ended(key, self.world.now)
+        self._obey(orders)
+        self._tell(key, last, negotiator)
+
+    def _tell(self, key: Key, last: Output | Failure, negotiator: str | None) -> None:
         done = Done.of(last, key.tenant)
 
         def notify() -> None:

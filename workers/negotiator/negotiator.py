@@ -431,8 +431,7 @@ class Negotiator:
         if self._directory.unknown(beat):
             await self._meet(beat.worker)
         self._directory.hear(beat, now)
-        if len(beat.running) < beat.slots and not beat.draining:
-            await self._fill(beat.worker, beat.slots - len(beat.running))
+        await self._fill(beat.worker, beat.free)
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in at_work:
             stale = self._hand.get(tenant, task)
@@ -490,7 +489,7 @@ class Negotiator:
             self._unknown.discard(worker)
 
     async def _fill(self, worker: str, free: int) -> None:
-        """A worker says how many slots are free: as many may try, with those that were called for them already."""
+        """A worker says how many awards it can take: as many may try, with those that were called for them already."""
         called = self._hand.called_for(worker)
         if free > called:
             await self._wake(worker, free - called)
