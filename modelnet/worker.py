@@ -86,6 +86,8 @@ class Worker:
         self._threads = Threads(f"{name}-handler")
         self._background: set[asyncio.Task[None]] = set()
         self._joined = False
+        self._offers = 0
+        """How many were made."""
         self.on_left: Callable[[], None] = lambda: None
         """Called when the worker has left because it was asked to."""
         self.broker = make_broker(self._settings, f"modelnet-worker-{name}", on_reconnect=self._reconnected)
@@ -324,7 +326,9 @@ class Worker:
                 p50_ms=p50_ms,
                 p90_ms=p90_ms,
                 free=self._attempts.free,
+                number=self._offers,
             )
+            self._offers += 1
             await self._bus.publish(subjects.offer(pattern, self.id), offer.encode())
 
     async def _answer_query(self, msg: Msg) -> None:
@@ -403,7 +407,12 @@ class Worker:
             return m.Refusal(auction=request.auction, worker=self.id, reason="cannot_price")
         p50_ms, p90_ms = capability.expect(request.features)
         return m.Bid.model_construct(
-            auction=request.auction, worker=self.id, price=price, p50_ms=p50_ms, p90_ms=max(p90_ms, p50_ms)
+            auction=request.auction,
+            worker=self.id,
+            price=price,
+            p50_ms=p50_ms,
+            p90_ms=max(p90_ms, p50_ms),
+            free=self._attempts.free,
         )
 
     # ------------------------------------------------------------------ attempts

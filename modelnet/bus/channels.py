@@ -68,6 +68,14 @@ CHANNELS = [
         ("negotiator",),
         "The reply subject of an award, or of the question whether an attempt runs.",
     ),
+    Channel(
+        "claim",
+        "claim.{negotiator}.{worker}",
+        m.Claim,
+        ("negotiator",),
+        ("negotiator",),
+        "A negotiator tells the others that it has awarded.",
+    ),
     Channel("cancel", "worker.{worker}.cancel", m.CancelAttempt, ("negotiator",), ("worker",), "Stop an attempt."),
     Channel(
         "adopt",

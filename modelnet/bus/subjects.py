@@ -39,6 +39,11 @@ def award(worker: str) -> str:
     return f"worker.{worker}.award"
 
 
+def claim(negotiator: str, worker: str) -> str:
+    """Where a negotiator tells the others of its awards to a worker; `*` for all negotiators, or all workers."""
+    return f"claim.{negotiator}.{worker}"
+
+
 def cancel_attempt(worker: str) -> str:
     """Cancels an attempt of a worker."""
     return f"worker.{worker}.cancel"

@@ -1,6 +1,7 @@
 """Pure decisions: who wins, at what price, and what happens next. No I/O, no clock, no randomness of its own."""
 
 from .calibration import Calibration
+from .claims import Claims
 from .decision import Decision, decide, differences, recompute
 from .directory import Candidate, Directory
 from .line import Line, Place
@@ -10,10 +11,12 @@ from .records import Outcome, TrackRecord, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Estimate, Reputation
 from .scoring import Terms, payment, rank
+from .turns import Turns
 
 __all__ = [
     "Calibration",
     "Candidate",
+    "Claims",
     "Decision",
     "Directory",
     "Estimate",
@@ -29,6 +32,7 @@ __all__ = [
     "Terms",
     "TrackRecord",
     "TrackRecords",
+    "Turns",
     "decide",
     "differences",
     "payment",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
+from modelnet.messages import Award, Awarded, BidRequest, Claim, Final, Resume, Transcript, Waiting
 
 from .records import Outcome
 
@@ -25,6 +25,7 @@ __all__ = [
     "SendAward",
     "StartTimer",
     "Streamed",
+    "TellClaim",
     "Timer",
     "WaitingReason",
     "Write",
@@ -81,6 +82,14 @@ class SendAward:
 
     worker: str
     award: Award
+
+
+@dataclass(frozen=True, slots=True)
+class TellClaim:
+    """Tell the other negotiators of an award."""
+
+    worker: str
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,7 @@ Command = (
     | StartTimer
     | Write
     | SendAward
+    | TellClaim
     | CancelWork
     | Recall
     | ReadStream

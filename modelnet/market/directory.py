@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from modelnet.messages import Beat, CapabilityCard, Contract, Task, WorkerCard, matches
+from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Task, WorkerCard, matches
 
 from .calibration import load_class
+from .claims import Claims
 from .records import TrackRecords
 
 __all__ = ["Candidate", "Directory"]
@@ -65,6 +66,8 @@ class Directory:
         """`records`: what is known of the workers' quality; without it, or of a worker not in it, their claims."""
         self._records = TrackRecords() if records is None else records
         self._lost_after = lost_after_s
+        self.claims = Claims(2 * lost_after_s / 3)
+        """Awards that the workers may not have shown yet."""
         self._settled_at = now + 2 * lost_after_s / 3
         self._live: dict[str, _Entry] = {}
         self._contracts: dict[str, Contract] = {}
@@ -95,6 +98,7 @@ class Directory:
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
         self._live[card.worker] = _Entry(card, now, card.slots, card.instance)
+        self.claims.forget(card.worker)
 
     def unknown(self, beat: Beat) -> bool:
         """Whether the beat's worker must be looked up first: it is new, or another process took its id."""
@@ -109,15 +113,21 @@ class Directory:
             entry.free = max(beat.slots - len(beat.running), 0)
             entry.draining = beat.draining
 
+    def hear_claim(self, worker: str, claim: Claim, now: float) -> None:
+        """Note what another negotiator has awarded to a known worker."""
+        if worker in self._live:
+            self.claims.hear(worker, (claim.tenant, claim.task, claim.attempt), claim.p90_ms, now)
+
     def forget(self, worker: str) -> None:
         """Drop a worker that left or is lost."""
         self._live.pop(worker, None)
+        self.claims.forget(worker)
 
     def lost(self, now: float) -> list[str]:
         """Workers whose beats have been missing for too long; they are dropped."""
         gone = [worker for worker, entry in self._live.items() if now - entry.seen > self._lost_after]
         for worker in gone:
-            del self._live[worker]
+            self.forget(worker)
         return gone
 
     def excuse(self, pause_s: float) -> None:

@@ -25,6 +25,7 @@ from modelnet.messages import (
     Bid,
     BidRequest,
     CancelAsked,
+    Claim,
     Confirm,
     Decline,
     Done,
@@ -39,6 +40,7 @@ from modelnet.messages import (
 )
 
 from .auction import Auction
+from .claims import Claims
 from .commands import (
     Abandon,
     AskForBids,
@@ -54,6 +56,7 @@ from .commands import (
     SendAward,
     StartTimer,
     Streamed,
+    TellClaim,
     Timer,
     WaitingReason,
 )
@@ -136,6 +139,7 @@ class Negotiation:
         new_id: Callable[[], str],
         find: Callable[[frozenset[str]], tuple[list[Candidate], bool]],
         prices: ReferencePrices,
+        claims: Claims,
         records: TrackRecords | None = None,
         now: float,
         age_s: float,
@@ -155,6 +159,7 @@ class Negotiation:
         self._new_id = new_id
         self._find = find
         self._prices = prices
+        self._claims = claims
         self._records = records
         self._submitted_at = now - age_s
         self._deadline = self._submitted_at + task.deadline_s
@@ -335,6 +340,7 @@ class Negotiation:
             return []
         auction = self._auction
         self._bids_taken += len(auction.bids)
+        auction.set_aside(self._claims, now)
         if not auction.bids:
             return self._wait("busy" if auction.refused else "no_bids")
         auction.close(self.task, self._deadline - now, self._prices, self._records)
@@ -402,8 +408,19 @@ class Negotiation:
             resume=self._streamed.resume,
             remaining_ms=max((self._deadline - now) * 1e3, 1.0),
         )
+        self._claims.add(attempt.worker, self._key(attempt), now)
+        claim = Claim.model_construct(tenant=task.tenant, task=task.id, attempt=attempt.number, p90_ms=bid.p90_ms)
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        return [*self._writer.write(entry), SendAward(attempt.worker, award), timer]
+        # The claim behind the award: who has heard of it is sure that the worker knows before it hears from him.
+        told = SendAward(attempt.worker, award), TellClaim(attempt.worker, claim)
+        return [*self._writer.write(entry), *told, timer]
+
+    def _release(self, attempt: _Attempt) -> None:
+        """It occupies no slot, or no longer."""
+        self._claims.drop(attempt.worker, self._key(attempt))
+
+    def _key(self, attempt: _Attempt) -> tuple[str, str, int]:
+        return self.task.tenant, self.task.id, attempt.number
 
     def on_award_reply(self, attempt: int, reply: Confirm | Decline | None, now: float) -> list[Command]:
         """The winner's answer; None if there was none."""
@@ -412,6 +429,7 @@ class Negotiation:
             return []
         if isinstance(reply, Confirm):
             self._confirm(current, now)
+            self._claims.confirm(current.worker, self._key(current), now)
             self.state = State.RUNNING
             return []
         if reply is None:
@@ -422,11 +440,13 @@ class Negotiation:
                 return [*commands, *self._finish("failed", now, self._last_error)]
         else:
             commands = []
+            self._release(current)
             if reply.reason in ("too_long", "unsupported"):
                 self._failed.add(current.worker)
                 message = f"{current.worker} declined: {reply.reason}"
                 self._last_error = ErrorInfo(code=reply.reason, message=message)
         self._attempt, self._last_attempt = None, current
+        self._auction.pass_over(self._claims, now)
         if self._auction.winner() is not None:
             return [*commands, *self._award(now)]
         if reply is not None and reply.reason not in ("too_long", "unsupported"):
@@ -445,6 +465,7 @@ class Negotiation:
             return []
         if (done.worker, done.attempt, done.auction) != (current.worker, current.number, current.auction):
             return []  # of an older attempt, or of nobody's: void
+        self._release(current)
         if self.state is State.AWARDING:
             self._confirm(current, now)
         if done.error is None and violation is None:
@@ -585,7 +606,10 @@ class Negotiation:
 
     def _stop_work(self) -> list[Command]:
         attempt = self._attempt
-        return [CancelWork(attempt.worker, attempt.number, attempt.auction)] if attempt is not None else []
+        if attempt is None:
+            return []
+        self._release(attempt)
+        return [CancelWork(attempt.worker, attempt.number, attempt.auction)]
 
     def _cancel(self, error: ErrorInfo, now: float) -> list[Command]:
         return [*self._stop_work(), *self._finish("cancelled", now, error)]

@@ -94,6 +94,8 @@ TARGETS = (
     Target("worker.{worker}.query", (m.RollCall,)),
     Target("worker.{worker}.drain", (m.Drain,), spares=_is_object),
     Target("worker.{worker}.{stranger}", (m.Award,)),
+    Target("claim.{negotiator}.{worker}", (m.Claim,), spares=_reads(m.Claim.decode)),
+    Target("claim.{stranger}.{stranger}", (m.Claim,)),
     Target("beat.{worker}", (m.Beat,)),
     Target("beat.{stranger}", (m.Beat,)),
     Target("done.{negotiator}.{id}.{worker}.1", (m.Done,)),

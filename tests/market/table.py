@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from modelnet.market import Candidate, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Claims, Negotiation, Policy, ReferencePrices, State
 from modelnet.market.commands import (
     CancelWork,
     Command,
@@ -97,6 +97,7 @@ class Table:
         }
         self.settled = settled
         self.prices = ReferencePrices()
+        self.claims = Claims(2.0)
         self.policy = policy or Policy()
         self.sequence = max([0, *(sequence for sequence, _ in journal)])
         self._ids = 0
@@ -109,6 +110,7 @@ class Table:
             new_id=self._new_id,
             find=self._find,
             prices=self.prices,
+            claims=self.claims,
             now=self.now,
             age_s=age_s,
             journal=journal,
@@ -134,10 +136,11 @@ class Table:
     def wake(self) -> list[Command]:
         return self.negotiation.wake(self.now)
 
-    def bid(self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False) -> list[Command]:
-        reply = Bid(
-            auction=auction or self.negotiation.auction or "none", worker=worker, price=price, p50_ms=10, p90_ms=20
-        )
+    def bid(
+        self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False, free: int = 1
+    ) -> list[Command]:
+        on = auction or self.negotiation.auction or "none"
+        reply = Bid(auction=on, worker=worker, price=price, p50_ms=10, p90_ms=20, free=free)
         known = Candidate(worker, f"owner-of-{worker}", CONTRACT, 0.8) if newcomer else None
         return self.negotiation.on_bid(reply, self.now, known)
 

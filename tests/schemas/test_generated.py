@@ -163,6 +163,7 @@ SUBJECTS = {
     "bidRequest": subjects.capability("a.b"),
     "bid": f"{subjects.bids('n', 'x')}.w",
     "award": subjects.award("w"),
+    "claim": subjects.claim("n", "w"),
     "cancel": subjects.cancel_attempt("w"),
     "adopt": subjects.adopt("w"),
     "query": subjects.query("w"),

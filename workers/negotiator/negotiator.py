@@ -19,11 +19,12 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.streams import setup_bus
 from modelnet.errors import ModelnetError
-from modelnet.market import Candidate, Directory, Negotiation, Policy, ReferencePrices, State, TrackRecords
+from modelnet.market import Candidate, Directory, Negotiation, Policy, ReferencePrices, State, TrackRecords, Turns
 from modelnet.market import commands as cmd
 from modelnet.messages import (
     Beat,
     CancelAttempt,
+    Claim,
     Done,
     Features,
     Offer,
@@ -51,6 +52,9 @@ log = structlog.get_logger("negotiator")
 TICK_S = 1.0
 RELIST_S = 30.0
 
+TYPICAL_S = 1.0
+"""What a task takes, where that is not known."""
+
 
 class Negotiator:
     """One participant of the network."""
@@ -68,6 +72,7 @@ class Negotiator:
             lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
         )
         self._prices = ReferencePrices()
+        self._turns = Turns(self.id)
         self._hand = Hand(config.max_in_flight)
         self._clock = ServerClock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,6 +96,7 @@ class Negotiator:
         self._receipts = Receipts(nc)
         await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
         await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
+        await nc.subscribe(subjects.claim("*", "*"), cb=self._on_claim)
         await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
         await nc.subscribe(self._receipts.subject, cb=self._on_reply)
         await nc.publish(subjects.ROLL_CALL, RollCall().encode())
@@ -212,6 +218,7 @@ class Negotiator:
             new_id=new_id,
             find=find,
             prices=self._prices,
+            claims=self._directory.claims,
             records=self._track,
             now=time.monotonic(),
             age_s=age_s,
@@ -274,7 +281,7 @@ class Negotiator:
 
     async def _conclude(self, held: Held, done: Done, violation: str | None) -> None:
         await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
-        await self._wake(done.worker, 1)
+        await self._freed(done.worker)
 
     async def _on_cancel(self, msg: Msg) -> None:
         """A cancel that the journal has accepted, republished."""
@@ -366,7 +373,7 @@ class Negotiator:
             await self._meet(beat.worker)
         self._directory.hear(beat, now)
         if len(beat.running) < beat.slots and not beat.draining:
-            await self._fill(beat.worker, beat.slots - len(beat.running))
+            await self._vacant(beat.worker, beat.slots - len(beat.running), None, TYPICAL_S)
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in at_work:
             stale = self._hand.get(tenant, task)
@@ -405,7 +412,21 @@ class Negotiator:
 
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
-        await self._fill(offer.worker, offer.free)
+        await self._vacant(offer.worker, offer.free, offer.number, offer.p50_ms / 1e3)
+
+    async def _on_claim(self, msg: Msg) -> None:
+        """Another negotiator has awarded."""
+        _, negotiator, worker = msg.subject.split(".")
+        if negotiator == self.id:
+            return
+        try:
+            claim = Claim.decode(msg.data)
+        except ValidationError:
+            log.warning("claim_malformed", negotiator=negotiator)
+            return
+        now = time.monotonic()
+        self._turns.hear(negotiator, now)
+        self._directory.hear_claim(worker, claim, now)
 
     async def _meet(self, worker: str) -> None:
         """Look up a worker that was heard for the first time."""
@@ -422,8 +443,32 @@ class Negotiator:
         finally:
             self._unknown.discard(worker)
 
+    async def _freed(self, worker: str) -> None:
+        """An attempt has ended. If that made room in a full worker, its offer will tell the other negotiators too."""
+        now = time.monotonic()
+        wait_s = self._turns.wait_s(worker, None, TYPICAL_S, now)
+        if wait_s:
+            self._spawn(self._fill_later(worker, 1, now, wait_s))
+        else:
+            await self._wake(worker, 1)
+
+    async def _vacant(self, worker: str, free: int, number: int | None, task_s: float) -> None:
+        """A worker says how many slots are free. With other negotiators about, each takes its turn."""
+        if not self._hand.waiting:
+            return
+        now = time.monotonic()
+        wait_s = self._turns.wait_s(worker, number, task_s, now)
+        if wait_s:
+            self._spawn(self._fill_later(worker, free, now, wait_s))
+        else:
+            await self._fill(worker, free)
+
+    async def _fill_later(self, worker: str, free: int, said_at: float, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        await self._fill(worker, free - self._directory.claims.since(worker, said_at, time.monotonic()))
+
     async def _fill(self, worker: str, free: int) -> None:
-        """A worker says how many slots are free: as many may try, with those that were called for them already."""
+        """As many may try as slots are free, with those that were called for them already."""
         called = self._hand.called_for(worker)
         if free > called:
             await self._wake(worker, free - called)
@@ -443,7 +488,7 @@ class Negotiator:
         worker = self._hand.decided(held)
         at_work = held.negotiation.at_work
         if held.negotiation.state is not State.WAITING and (at_work is None or at_work[0] != worker):
-            await self._wake(worker, 1)
+            await self._freed(worker)
 
     # ------------------------------------------------------------------ commands
 
@@ -456,6 +501,8 @@ class Negotiator:
                 case cmd.SendAward(worker, award):
                     await self._receipts.award(held, worker, award)
                     log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
+                case cmd.TellClaim(worker, claim):
+                    await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
                 case cmd.AskForBids(request):
                     self._hand.opened(held, request.auction)
                     reply = subjects.bids(self.id, request.auction)
