@@ -37,6 +37,7 @@ from modelnet.messages import (
 )
 from modelnet.settings import Settings
 
+from .archive import Archive
 from .clients import Clients
 from .examiner import Examiner, usable
 from .hand import Hand, Held
@@ -71,10 +72,13 @@ class Negotiator:
         self._directory = Directory(
             lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
         )
+        self._clock = ServerClock()
+        self._archive = Archive(
+            self._track, self._clock, config.redis, live=lambda: (card.worker for card in self._directory.live())
+        )
         self._prices = ReferencePrices()
         self._turns = Turns(self.id)
         self._hand = Hand(config.max_in_flight)
-        self._clock = ServerClock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
         self._started = False
@@ -116,6 +120,7 @@ class Negotiator:
         )
         await self._reception.open()
         self._spawn(self._tick())
+        self._spawn(self._archive.keep())
         self._started = True
         log.info("negotiator_started", negotiator=self.id)
 
@@ -133,6 +138,7 @@ class Negotiator:
                 await self._nc.publish(held.msg.reply, b"-NAK")
             self._forget(held)
         await self._till.close()
+        await self._archive.close()
         if self._nc.is_connected:
             await self._nc.flush()
         log.info("negotiator_stopped", negotiator=self.id)
@@ -439,6 +445,7 @@ class Negotiator:
                 if any(self._directory.contract(c.contract) is None for c in card.capabilities):
                     await self._relist()
                 self._directory.learn_card(card, time.monotonic())
+                self._archive.meet(worker)
                 log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
         finally:
             self._unknown.discard(worker)
@@ -515,7 +522,7 @@ class Negotiator:
                     self._hand.closed(held)
                     await self._receipts.record(held, transcript, time.monotonic())
                 case cmd.Learn(outcome):
-                    self._track.learn(outcome, time.monotonic())
+                    self._archive.learn(outcome)
                 case cmd.CancelWork(worker, attempt, auction):
                     order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
                     await self._nc.publish(subjects.cancel_attempt(worker), order.encode())
