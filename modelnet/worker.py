@@ -349,12 +349,16 @@ class Worker:
     async def _on_order(self, msg: Msg) -> None:
         order = msg.subject.rsplit(".", 1)[1]
         try:
-            if order in ("award", "adopt") and not msg.reply:
+            if order in ("award", "adopt", "cfp") and not msg.reply:
                 log.warning("order_malformed", subject=msg.subject, reason="it names no subject for the answer")
             elif order == "award":
                 await self._on_award(msg, m.Award.decode(msg.data))
             elif order == "adopt":
                 await self._reply(msg, self._attempts.on_adopt(m.AdoptAttempt.decode(msg.data)))
+            elif order == "cfp":
+                request = m.BidRequest.decode(msg.data)
+                if (served := self._serving(request.capability)) is not None:
+                    await self._answer_request(msg, request, served)
             elif order == "cancel":
                 cancel = m.CancelAttempt.decode(msg.data)
                 self._obey(self._attempts.on_cancel(Key(cancel.tenant, cancel.task, cancel.attempt), cancel.auction))
@@ -376,12 +380,15 @@ class Worker:
             except ValidationError:
                 log.warning("bid_request_malformed", subject=msg.subject)
                 return
-            if self._serving(request.capability) is not capability or not self._suits(request, capability):
-                return
-            reply = self._bid(request, capability)
-            await self._bus.publish(f"{msg.reply}.{self.id}", reply.encode())
+            if self._serving(request.capability) is capability:
+                await self._answer_request(msg, request, capability)
 
         return on_request
+
+    async def _answer_request(self, msg: Msg, request: m.BidRequest, capability: Served) -> None:
+        if self._suits(request, capability):
+            reply = self._bid(request, capability)
+            await self._bus.publish(f"{msg.reply}.{self.id}", reply.encode())
 
     def _serving(self, name: str) -> Served | None:
         """The most exact of the declared capabilities that covers `name`."""

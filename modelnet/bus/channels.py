@@ -45,6 +45,14 @@ CHANNELS = [
         "Reply subject: bid.<negotiator>.<auction>, to which the bidder appends its id.",
     ),
     Channel(
+        "shortlistRequest",
+        "worker.{worker}.cfp",
+        m.BidRequest,
+        ("negotiator",),
+        ("worker",),
+        "The same to a chosen few, one by one, where more than 32 could answer.",
+    ),
+    Channel(
         "bid",
         "bid.{negotiator}.{auction}.{worker}",
         m.Bid | m.Refusal,

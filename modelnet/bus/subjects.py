@@ -29,6 +29,11 @@ def capability(name: str) -> str:
     return f"cap.{name}"
 
 
+def bid_request(worker: str) -> str:
+    """Requests for bids to one worker, where there are too many to ask them all."""
+    return f"worker.{worker}.cfp"
+
+
 def bids(negotiator: str, auction: str) -> str:
     """Where the bids of an auction go, each followed by its bidder's id."""
     return f"bid.{negotiator}.{auction}"

@@ -3,7 +3,7 @@
 from .calibration import Calibration
 from .claims import Claims
 from .decision import Decision, decide, differences, recompute
-from .directory import Candidate, Directory
+from .directory import Candidate, Directory, Invited
 from .line import Line, Place
 from .negotiation import Negotiation, Policy, State
 from .pace import Pace
@@ -20,6 +20,7 @@ __all__ = [
     "Decision",
     "Directory",
     "Estimate",
+    "Invited",
     "Line",
     "Negotiation",
     "Outcome",

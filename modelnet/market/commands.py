@@ -40,6 +40,8 @@ class AskForBids:
     """Publish the request to the capability's subject."""
 
     request: BidRequest
+    to: tuple[str, ...] = ()
+    """If there are any: to these workers' own subjects instead."""
 
 
 @dataclass(frozen=True, slots=True)

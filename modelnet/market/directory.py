@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Task, WorkerCard, matches
+from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
 
 from .calibration import load_class
 from .claims import Claims
+from .exploration import BOUND_ASKED
 from .records import TrackRecords
+from .shortlist import Shortlist, standing_worth
 
-__all__ = ["Candidate", "Directory"]
+__all__ = ["Candidate", "Directory", "Invited"]
 
 _REMEMBERED = 1024
+_SHORTLISTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ class Candidate:
     """Class of its load, as of its last beat."""
 
 
+class Invited(NamedTuple):
+    """Whom an auction asks."""
+
+    candidates: list[Candidate]
+    settled: bool
+    """Whether nobody else can be there."""
+    everybody: bool = True
+    """False: a shortlist of those that could answer."""
+
+
 @dataclass(slots=True)
 class _Entry:
     card: WorkerCard
@@ -45,6 +59,8 @@ class _Entry:
     draining: bool = False
     offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
     """By capability asked for: what the worker serves it with."""
+    offers: dict[str, Offer] = field(default_factory=dict)
+    """Its standing offers, by the pattern that it serves."""
 
     def serves(self, capability: str) -> CapabilityCard | None:
         """The most exact of the card's capabilities that covers this one."""
@@ -70,6 +86,8 @@ class Directory:
         """Awards that the workers may not have shown yet."""
         self._settled_at = now + 2 * lost_after_s / 3
         self._live: dict[str, _Entry] = {}
+        self._shortlists: dict[str, Shortlist] = {}
+        """By capability that was asked for, while the market is large."""
         self._contracts: dict[str, Contract] = {}
         self._patterns: set[str] = set()
 
@@ -97,8 +115,10 @@ class Directory:
 
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
-        self._live[card.worker] = _Entry(card, now, card.slots, card.instance)
+        self._live[card.worker] = entry = _Entry(card, now, card.slots, card.instance)
         self.claims.forget(card.worker)
+        for capability, shortlist in self._shortlists.items():
+            self._enlist(shortlist, capability, entry)
 
     def unknown(self, beat: Beat) -> bool:
         """Whether the beat's worker must be looked up first: it is new, or another process took its id."""
@@ -112,6 +132,42 @@ class Directory:
             entry.seen = now
             entry.free = max(beat.slots - len(beat.running), 0)
             entry.draining = beat.draining
+            self._note_room(beat.worker, entry.free > 0 and not beat.draining)
+
+    def hear_offer(self, offer: Offer) -> None:
+        """Note a standing offer of a known worker."""
+        entry = self._live.get(offer.worker)
+        if entry is None or all(offer.capability != served.pattern for served in entry.card.capabilities):
+            return
+        entry.offers[offer.capability] = offer
+        for capability, shortlist in self._shortlists.items():
+            self._enlist(shortlist, capability, entry, has_room=offer.free > 0)
+
+    def hear_refusal(self, worker: str) -> None:
+        """A worker says that it has no room."""
+        self._note_room(worker, False)
+
+    def _note_room(self, worker: str, has_room: bool) -> None:
+        for shortlist in self._shortlists.values():
+            shortlist.room(worker, has_room)
+
+    def _enlist(self, shortlist: Shortlist, capability: str, entry: _Entry, *, has_room: bool = True) -> None:
+        served = entry.serves(capability)
+        if served is None:
+            return
+        known = self._records.quality(entry.card.worker, capability, served.quality, entry.seen)
+        worth = standing_worth(entry.offers.get(served.pattern), known.quality)
+        shortlist.put(entry.card.worker, worth, has_room=has_room and not entry.draining)
+
+    def _shortlist(self, capability: str) -> Shortlist:
+        shortlist = self._shortlists.get(capability)
+        if shortlist is None:
+            if len(self._shortlists) >= _SHORTLISTS:
+                self._shortlists.clear()
+            shortlist = self._shortlists[capability] = Shortlist()
+            for entry in self._live.values():
+                self._enlist(shortlist, capability, entry, has_room=entry.free > 0)
+        return shortlist
 
     def hear_claim(self, worker: str, claim: Claim, now: float) -> None:
         """Note what another negotiator has awarded to a known worker."""
@@ -122,6 +178,8 @@ class Directory:
         """Drop a worker that left or is lost."""
         self._live.pop(worker, None)
         self.claims.forget(worker)
+        for shortlist in self._shortlists.values():
+            shortlist.drop(worker)
 
     def lost(self, now: float) -> list[str]:
         """Workers whose beats have been missing for too long; they are dropped."""
@@ -143,6 +201,35 @@ class Directory:
         """Whether a living worker bids for the capability."""
         entry = self._live.get(worker)
         return entry is not None and entry.serves(capability) is not None
+
+    def invite(
+        self,
+        task: Task,
+        auction: str,
+        excluded: frozenset[str],
+        now: float,
+        *,
+        accepts: Callable[[str], bool] = lambda _: True,
+        caller: str | None = None,
+    ) -> Invited:
+        """Whom to ask for bids. `caller`: the worker for whose free slot the auction is held; it is always asked.
+
+        In a negotiator's first beats all are asked: it does not know them yet.
+        """
+        settled = self.settled(now)
+        large = settled and len(self._live) > BOUND_ASKED
+        if not large or not (shortlist := self._shortlist(task.capability)).is_needed:
+            return Invited(self.candidates(task, excluded, accepts), settled)
+        if not (task.require or task.exclude or task.contract):
+            drawn = dict.fromkeys([*([caller] if caller else []), *shortlist.draw(auction)])
+            found = [self.candidate(worker, task, accepts) for worker in drawn if worker not in excluded]
+            if chosen := [candidate for candidate in found if candidate is not None]:
+                return Invited(chosen[:BOUND_ASKED], settled, everybody=False)
+        able = {candidate.worker: candidate for candidate in self.candidates(task, excluded, accepts)}
+        names = shortlist.choose(auction, list(able))
+        if caller in able and caller not in names:
+            names[-1] = caller
+        return Invited([able[name] for name in names], settled, everybody=len(names) == len(able))
 
     def candidates(
         self, task: Task, excluded: frozenset[str], accepts: Callable[[str], bool] = lambda _: True

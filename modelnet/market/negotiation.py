@@ -60,7 +60,7 @@ from .commands import (
     Timer,
     WaitingReason,
 )
-from .directory import Candidate
+from .directory import Candidate, Invited
 from .funds import Funds
 from .journal_writer import JournalWriter
 from .records import Outcome, TrackRecords
@@ -103,6 +103,8 @@ class Policy:
     """Pause before an auction that nobody answered is held again."""
     ledger_retry_s: float = 1.0
     """Pause before the ledger is asked again."""
+    more_rounds: int = 2
+    """In a large market, how often others are asked at once where all who were asked are full."""
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class Negotiation:
         negotiator: str,
         policy: Policy,
         new_id: Callable[[], str],
-        find: Callable[[frozenset[str]], tuple[list[Candidate], bool]],
+        find: Callable[[str, frozenset[str], str | None], Invited],
         prices: ReferencePrices,
         claims: Claims,
         records: TrackRecords | None = None,
@@ -149,7 +151,7 @@ class Negotiation:
         """`age_s`: how long ago the server stamped the task. `journal`: its entries with their sequences, if any; None
         stands for one that cannot be read. `charged`: whether its tenant's money must be held before an award.
 
-        `find(excluded)` gives the workers that may answer now, and whether the directory is settled.
+        `find(auction, excluded, caller)` gives the workers to ask now, among them the one whose slot became free.
         """
         self.task = task
         self.state = State.AUCTIONING
@@ -168,6 +170,10 @@ class Negotiation:
         self._auction = Auction("", (), settled=False, now=now)
         self._attempt: _Attempt | None = None
         self._last_attempt: _Attempt | None = None
+        self._everybody = True
+        """Whether the open auction asks all who could answer."""
+        self._rounds = 0
+        """Auctions in a row that a shortlist has refused."""
         self._attempts = 0
         self._bids_taken = 0
         self._failed: set[str] = set()
@@ -259,10 +265,11 @@ class Negotiation:
             return [*self._stop_work(), *self._lose(f"{current.worker} stopped answering", now)]
         return self._read_stream(now)  # the award never reached it, or it has started anew since
 
-    def wake(self, now: float) -> list[Command]:
-        """Capacity may be there: try again, if the task waits for that."""
+    def wake(self, now: float, caller: str | None = None) -> list[Command]:
+        """Capacity may be there, at the worker `caller`: try again, if the task waits for that."""
+        self._rounds = 0
         waits = self.state is State.WAITING and self._waiting_reason != "ledger_away"
-        return self._open_auction(now) if waits else []
+        return self._open_auction(now, caller) if waits else []
 
     def _wait(self, reason: WaitingReason) -> list[Command]:
         self.state, self._waiting_reason = State.WAITING, reason
@@ -278,11 +285,11 @@ class Negotiation:
 
     # ------------------------------------------------------------------ the auction
 
-    def _open_auction(self, now: float) -> list[Command]:
-        absent = {*self._lost, *self._silent}
-        found, settled = self._find(frozenset(self._failed | absent))
+    def _open_auction(self, now: float, caller: str | None = None) -> list[Command]:
+        absent, auction = {*self._lost, *self._silent}, self._new_id()
+        found, settled, everybody = self._find(auction, frozenset(self._failed | absent), caller)
         if not found and absent:  # who vanished may have come back
-            found, settled = self._find(frozenset(self._failed))
+            found, settled, everybody = self._find(auction, frozenset(self._failed), caller)
         if self._opened_at is None:
             self._opened_at = now
         if not found:
@@ -290,7 +297,8 @@ class Negotiation:
                 return [*self._bury(), *self._finish("failed", now, self._last_error)]
             return self._wait("no_worker")
         self.state, self._closed_by = State.AUCTIONING, None
-        self._auction = Auction(self._new_id(), found, settled=settled, now=now)
+        self._auction = Auction(auction, found, settled=settled, now=now)
+        self._everybody = everybody
         task, window_s = self.task, min(self._policy.window_s, max(self._deadline - now, 1e-3))
         request = BidRequest.model_construct(
             auction=self._auction.id,
@@ -304,7 +312,8 @@ class Negotiation:
             contract=task.contract,
         )
         funds = self._funds.ask(self._deadline - now)
-        return [AskForBids(request), *funds, StartTimer("window", self._auction.id, window_s)]
+        asked = () if everybody else tuple(candidate.worker for candidate in found)
+        return [AskForBids(request, asked), *funds, StartTimer("window", self._auction.id, window_s)]
 
     def on_bid(self, reply: Bid | Refusal, now: float, newcomer: Candidate | None = None) -> list[Command]:
         """A bid or refusal. `newcomer`: what is known of a bidder that was unknown when the request went out."""
@@ -342,6 +351,9 @@ class Negotiation:
         self._bids_taken += len(auction.bids)
         auction.set_aside(self._claims, now)
         if not auction.bids:
+            if auction.refused and not self._everybody and self._rounds < self._policy.more_rounds:
+                self._rounds += 1
+                return self._open_auction(now)
             return self._wait("busy" if auction.refused else "no_bids")
         auction.close(self.task, self._deadline - now, self._prices, self._records)
         transcript = auction.transcript(

@@ -90,6 +90,7 @@ TARGETS = (
     Target("offer.{known}.{worker}", (m.Offer,)),
     Target("offer.{capability}.{stranger}", (m.Offer,)),
     Target("worker.{worker}.award", (m.Award,)),
+    Target("worker.{worker}.cfp", (m.BidRequest,)),
     Target("worker.{worker}.cancel", (m.CancelAttempt,)),
     Target("worker.{worker}.query", (m.RollCall,)),
     Target("worker.{worker}.drain", (m.Drain,), spares=_is_object),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from modelnet.market import Candidate, Claims, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Claims, Invited, Negotiation, Policy, ReferencePrices, State
 from modelnet.market.commands import (
     CancelWork,
     Command,
@@ -96,6 +96,7 @@ class Table:
             name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8, "m", name in continues) for name in workers
         }
         self.settled = settled
+        self.everybody = True
         self.prices = ReferencePrices()
         self.claims = Claims(2.0)
         self.policy = policy or Policy()
@@ -121,8 +122,8 @@ class Table:
         self._ids += 1
         return f"auction{self._ids}"
 
-    def _find(self, excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
-        return [c for c in self.workers.values() if c.worker not in excluded], self.settled
+    def _find(self, auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
+        return Invited([c for c in self.workers.values() if c.worker not in excluded], self.settled, self.everybody)
 
     @property
     def state(self) -> State:

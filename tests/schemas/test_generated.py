@@ -162,6 +162,7 @@ SUBJECTS = {
     "task": subjects.task(TASK),
     "bidRequest": subjects.capability("a.b"),
     "bid": f"{subjects.bids('n', 'x')}.w",
+    "shortlistRequest": subjects.bid_request("w"),
     "award": subjects.award("w"),
     "claim": subjects.claim("n", "w"),
     "cancel": subjects.cancel_attempt("w"),

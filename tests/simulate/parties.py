@@ -257,9 +257,8 @@ class Shell(Party):
                 negotiator=self.name,
                 policy=Policy(),
                 new_id=lambda: f"auction{next(world.ids)}",
-                find=lambda excluded: (
-                    self.directory.candidates(world.tasks[task], excluded),
-                    self.directory.settled(world.now),
+                find=lambda auction, excluded, caller: self.directory.invite(
+                    world.tasks[task], auction, excluded, world.now, caller=caller
                 ),
                 prices=ReferencePrices(),
                 claims=self.directory.claims,

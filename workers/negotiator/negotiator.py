@@ -19,7 +19,7 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.streams import setup_bus
 from modelnet.errors import ModelnetError
-from modelnet.market import Candidate, Directory, Negotiation, Policy, ReferencePrices, State, TrackRecords, Turns
+from modelnet.market import Directory, Invited, Negotiation, Policy, ReferencePrices, State, TrackRecords, Turns
 from modelnet.market import commands as cmd
 from modelnet.messages import (
     Beat,
@@ -29,6 +29,7 @@ from modelnet.messages import (
     Features,
     Offer,
     Reference,
+    Refusal,
     RollCall,
     Task,
     decode_award_reply,
@@ -212,9 +213,9 @@ class Negotiator:
     def _negotiate(
         self, task: Task, features: Features, accepts: Callable[[str], bool], age_s: float, entries: Entries
     ) -> Negotiation:
-        def find(excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
-            found = self._directory.candidates(task, excluded, accepts)
-            return found, self._directory.settled(time.monotonic())
+        def find(auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
+            now = time.monotonic()
+            return self._directory.invite(task, auction, excluded, now, accepts=accepts, caller=caller)
 
         return Negotiation(
             task,
@@ -250,6 +251,8 @@ class Negotiator:
             return
         if (reply.worker, reply.auction) != (bidder, auction):
             return
+        if isinstance(reply, Refusal) and reply.reason in ("busy", "draining"):
+            self._directory.hear_refusal(bidder)
         newcomer = None
         if not self._directory.serves(bidder, held.task.capability):
             await self._meet(bidder)
@@ -418,6 +421,7 @@ class Negotiator:
 
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
+        self._directory.hear_offer(offer)
         await self._vacant(offer.worker, offer.free, offer.number, offer.p50_ms / 1e3)
 
     async def _on_claim(self, msg: Msg) -> None:
@@ -488,7 +492,7 @@ class Negotiator:
             return candidate is not None and worker not in held.negotiation.failed
 
         for held in self._hand.call(worker, partial(self._directory.serves, worker), could_take, count):
-            await self._run(held, held.negotiation.wake(time.monotonic()))
+            await self._run(held, held.negotiation.wake(time.monotonic(), worker))
 
     async def _decided(self, held: Held) -> None:
         """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
@@ -510,10 +514,12 @@ class Negotiator:
                     log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
                 case cmd.TellClaim(worker, claim):
                     await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
-                case cmd.AskForBids(request):
+                case cmd.AskForBids(request, to):
                     self._hand.opened(held, request.auction)
-                    reply = subjects.bids(self.id, request.auction)
-                    await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
+                    body, reply = request.encode(), subjects.bids(self.id, request.auction)
+                    asked = map(subjects.bid_request, to) if to else [subjects.capability(task.capability)]
+                    for subject in asked:
+                        await self._nc.publish(subject, body, reply=reply)
                 case cmd.HoldFunds(amount, deadline_s):
                     self._spawn(self._hold_funds(held, amount, deadline_s))
                 case cmd.StartTimer(timer, key, delay_s):
