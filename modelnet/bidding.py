@@ -48,10 +48,11 @@ class Bidding:
             price=price,
             p50_ms=wait_ms + p50_ms,
             p90_ms=wait_ms + max(p90_ms, p50_ms),
+            free=self._slots.free,
         )
 
-    def offer(self, worker: str, served: Served, now: float) -> Offer:
-        """Its standing offer for a typical task."""
+    def offer(self, worker: str, served: Served, number: int, now: float) -> Offer:
+        """Its standing offer for a typical task, the worker's `number`th."""
         price, wait_ms = served.card.price, self._slots.wait_s(now) * 1e3
         p50_ms, p90_ms = served.times.quantiles()
         if self._scarcity is not None and price is not None:
@@ -63,6 +64,7 @@ class Bidding:
             p50_ms=wait_ms + p50_ms,
             p90_ms=wait_ms + p90_ms,
             free=self._slots.free,
+            number=number,
         )
 
     def run_s(self, award: Award, served: Served) -> float:

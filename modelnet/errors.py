@@ -11,6 +11,7 @@ ModelnetError
 ├── TooLarge                   a body exceeds what may travel
 ├── ObjectLost                 a large body cannot be had any more
 ├── LedgerAway                 Redis cannot be reached or takes no writes
+├── ReputationAway             Redis cannot be reached for the track records of workers
 ├── UnknownAccount             the ledger has no account of this name
 ├── NoFunds                    an account does not have what should be taken from it
 ├── GrantConflict              a grant of this id was made with another amount
@@ -37,6 +38,7 @@ __all__ = [
     "NoFunds",
     "ObjectLost",
     "Reject",
+    "ReputationAway",
     "TaskCancelled",
     "TaskError",
     "TaskExpired",
@@ -123,6 +125,13 @@ class LedgerAway(ModelnetError):
     again, every operation is idempotent."""
 
     code = "ledger_away"
+
+
+class ReputationAway(ModelnetError):
+    """Raised by the reputation book when Redis does not answer or takes no writes. Tell it again: an outcome counts
+    once."""
+
+    code = "reputation_away"
 
 
 class UnknownAccount(ModelnetError):

@@ -102,6 +102,8 @@ class Worker:
         self._threads = Threads(f"{name}-handler")
         self._background: set[asyncio.Task[None]] = set()
         self._joined = False
+        self._offers = 0
+        """How many were made."""
         self.on_left: Callable[[], None] = lambda: None
         """Called when the worker has left because it was asked to."""
         self.broker = make_broker(self._settings, f"modelnet-worker-{name}", on_reconnect=self._reconnected)
@@ -334,7 +336,8 @@ class Worker:
 
     async def _offer(self) -> None:
         for pattern, capability in self._capabilities.items():
-            offer = self._bidding.offer(self.id, capability, time.monotonic())
+            offer = self._bidding.offer(self.id, capability, self._offers, time.monotonic())
+            self._offers += 1
             await self._bus.publish(subjects.offer(pattern, self.id), offer.encode())
 
     async def _answer_query(self, msg: Msg) -> None:
@@ -355,12 +358,16 @@ class Worker:
     async def _on_order(self, msg: Msg) -> None:
         order = msg.subject.rsplit(".", 1)[1]
         try:
-            if order in ("award", "adopt") and not msg.reply:
+            if order in ("award", "adopt", "cfp") and not msg.reply:
                 log.warning("order_malformed", subject=msg.subject, reason="it names no subject for the answer")
             elif order == "award":
                 await self._on_award(msg, m.Award.decode(msg.data))
             elif order == "adopt":
                 await self._reply(msg, self._attempts.on_adopt(m.AdoptAttempt.decode(msg.data)))
+            elif order == "cfp":
+                request = m.BidRequest.decode(msg.data)
+                if (served := self._serving(request.capability)) is not None:
+                    await self._answer_request(msg, request, served)
             elif order == "cancel":
                 cancel = m.CancelAttempt.decode(msg.data)
                 self._obey(self._attempts.on_cancel(Key(cancel.tenant, cancel.task, cancel.attempt), cancel.auction))
@@ -382,12 +389,15 @@ class Worker:
             except ValidationError:
                 log.warning("bid_request_malformed", subject=msg.subject)
                 return
-            if self._serving(request.capability) is not capability or not self._suits(request, capability):
-                return
-            reply = self._bidding.answer(self.id, request, capability, time.monotonic())
-            await self._bus.publish(f"{msg.reply}.{self.id}", reply.encode())
+            if self._serving(request.capability) is capability:
+                await self._answer_request(msg, request, capability)
 
         return on_request
+
+    async def _answer_request(self, msg: Msg, request: m.BidRequest, capability: Served) -> None:
+        if self._suits(request, capability):
+            reply = self._bidding.answer(self.id, request, capability, time.monotonic())
+            await self._bus.publish(f"{msg.reply}.{self.id}", reply.encode())
 
     def _serving(self, name: str) -> Served | None:
         """The most exact of the declared capabilities that covers `name`."""

@@ -68,7 +68,7 @@ def test_one_that_asks_for_scarcity_asks_more_of_what_must_wait() -> None:
     higher = price("d")
     assert higher is not None
     assert higher > 120
-    assert bidding.offer("w", capability, 0.0).price == higher
+    assert bidding.offer("w", capability, 0, 0.0).price == higher
     slots.on_ended(Key("t", "k-b", 1), 0.0)
     assert price("e") == 100, "a slot is free"
 
@@ -77,7 +77,7 @@ def test_offers_name_the_wait_too() -> None:
     slots, capability = Slots(1, 1), served()
     bidding = Bidding(slots)
     slots.on_award(award("a"), suits=True, now=0.0, run_s=3.0)
-    offer = bidding.offer("w", capability, 1.0)
+    offer = bidding.offer("w", capability, 0, 1.0)
     assert (offer.p50_ms, offer.p90_ms, offer.free, offer.price) == (3000, 6000, 1, 10)
 
 

@@ -45,6 +45,14 @@ CHANNELS = [
         "Reply subject: bid.<negotiator>.<auction>, to which the bidder appends its id.",
     ),
     Channel(
+        "shortlistRequest",
+        "worker.{worker}.cfp",
+        m.BidRequest,
+        ("negotiator",),
+        ("worker",),
+        "The same to a chosen few, one by one, where more than 32 could answer.",
+    ),
+    Channel(
         "bid",
         "bid.{negotiator}.{auction}.{worker}",
         m.Bid | m.Refusal,
@@ -67,6 +75,14 @@ CHANNELS = [
         ("worker",),
         ("negotiator",),
         "The reply subject of an award, or of the question whether an attempt runs.",
+    ),
+    Channel(
+        "claim",
+        "claim.{negotiator}.{worker}",
+        m.Claim,
+        ("negotiator",),
+        ("negotiator",),
+        "A negotiator tells the others that it has awarded.",
     ),
     Channel("cancel", "worker.{worker}.cancel", m.CancelAttempt, ("negotiator",), ("worker",), "Stop an attempt."),
     Channel(

@@ -29,6 +29,11 @@ def capability(name: str) -> str:
     return f"cap.{name}"
 
 
+def bid_request(worker: str) -> str:
+    """Requests for bids to one worker, where there are too many to ask them all."""
+    return f"worker.{worker}.cfp"
+
+
 def bids(negotiator: str, auction: str) -> str:
     """Where the bids of an auction go, each followed by its bidder's id."""
     return f"bid.{negotiator}.{auction}"
@@ -37,6 +42,11 @@ def bids(negotiator: str, auction: str) -> str:
 def award(worker: str) -> str:
     """Awards to a worker; request and reply."""
     return f"worker.{worker}.award"
+
+
+def claim(negotiator: str, worker: str) -> str:
+    """Where a negotiator tells the others of its awards to a worker; `*` for all negotiators, or all workers."""
+    return f"claim.{negotiator}.{worker}"
 
 
 def cancel_attempt(worker: str) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelnet.cli.session import Json, configured, make_table, print_json, run, wide_console
-from modelnet.errors import ConnectionFailed
 
 if TYPE_CHECKING:
     from modelnet.market import TrackRecord
@@ -23,20 +22,11 @@ def reputation(
     """Explain the estimate of a worker's quality and of its claims of time, for each capability."""
 
     async def work() -> int:
-        from redis.asyncio import Redis
-        from redis.exceptions import RedisError
-
         from modelnet.store.reputation import ReputationBook
 
-        config = configured(None)
-        redis = Redis.from_url(config.redis)
-        try:
-            records = await ReputationBook(redis).of(worker)
-        except RedisError as error:
-            raise ConnectionFailed(f"the reputation book at {config.redis} cannot be read: {error}") from None
-        finally:
-            await redis.aclose()
-        found = {capability: explained(record, time.time()) for capability, record in sorted(records.items())}
+        async with ReputationBook(configured(None).redis) as book:
+            records = await book.of([worker])
+        found = {capability: explained(record, time.time()) for (_, capability), record in sorted(records.items())}
         if as_json:
             for capability, facts in found.items():
                 print_json({"worker": worker, "capability": capability, **facts})

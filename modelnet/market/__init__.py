@@ -1,9 +1,10 @@
 """Pure decisions: who wins, at what price, and what happens next. No I/O, no clock, no randomness of its own."""
 
 from .calibration import Calibration
+from .claims import Claims
 from .composite import Composite
 from .decision import Decision, decide, differences, recompute
-from .directory import Candidate, Directory
+from .directory import Candidate, Directory, Invited
 from .line import Line, Place
 from .negotiation import Negotiation, Policy
 from .pace import Pace
@@ -12,16 +13,19 @@ from .reference import ReferencePrices
 from .reputation import Estimate, Reputation
 from .scoring import Terms, payment, rank
 from .strategy import COMPOSITE, Plan, View, choose
+from .turns import Turns
 from .undertaking import Journal, State, Undertaking
 
 __all__ = [
     "COMPOSITE",
     "Calibration",
     "Candidate",
+    "Claims",
     "Composite",
     "Decision",
     "Directory",
     "Estimate",
+    "Invited",
     "Journal",
     "Line",
     "Negotiation",
@@ -36,6 +40,7 @@ __all__ = [
     "Terms",
     "TrackRecord",
     "TrackRecords",
+    "Turns",
     "Undertaking",
     "View",
     "choose",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcript
 
+from .claims import Claims
 from .decision import Decision, decide
 from .directory import Candidate
 from .records import TrackRecords
@@ -76,6 +77,15 @@ class Auction:
         """Whether anybody said that it cannot."""
         return bool(self._refusals)
 
+    def set_aside(self, claims: Claims, now: float) -> None:
+        """Bidders whose free slots others' awards have taken since they were asked: as if they had refused."""
+        for worker in [worker for worker in self.bids if self._is_full(worker, claims, now)]:
+            del self.bids[worker]
+            self._refusals[worker] = "full"
+
+    def _is_full(self, worker: str, claims: Claims, now: float) -> bool:
+        return claims.since(worker, self.opened_at, now) >= self.bids[worker].free
+
     def close(
         self,
         task: Task,
@@ -122,6 +132,10 @@ class Auction:
     def take_winner(self) -> None:
         """The winner has been awarded: the next is the runner-up."""
         self._standing.popleft()
+
+    def pass_over(self, claims: Claims, now: float) -> None:
+        """Runners-up that are full by now are taken out of turn."""
+        self._standing = deque(bid for bid in self._standing if not self._is_full(bid.worker, claims, now))
 
     def transcript(
         self, task: Task, *, negotiator: str, attempt: int, closed_by: ClosedBy, why: str, now: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modelnet.messages import Award, Awarded, BidRequest, Final, Planned, Resume, Task, Transcript, Waiting
+from modelnet.messages import Award, Awarded, BidRequest, Claim, Final, Planned, Resume, Task, Transcript, Waiting
 
 from .records import Outcome
 
@@ -27,6 +27,7 @@ __all__ = [
     "StartPart",
     "StartTimer",
     "Streamed",
+    "TellClaim",
     "Timer",
     "WaitingReason",
     "Write",
@@ -41,6 +42,8 @@ class AskForBids:
     """Publish the request to the capability's subject."""
 
     request: BidRequest
+    to: tuple[str, ...] = ()
+    """If there are any: to these workers' own subjects instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,14 @@ class SendAward:
 
     worker: str
     award: Award
+
+
+@dataclass(frozen=True, slots=True)
+class TellClaim:
+    """Tell the other negotiators of an award."""
+
+    worker: str
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,7 @@ Command = (
     | StartTimer
     | Write
     | SendAward
+    | TellClaim
     | CancelWork
     | Recall
     | ReadStream

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from modelnet.messages import Beat, CapabilityCard, Contract, Offer, Task, WorkerCard, matches
+from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
 
 from .calibration import load_class
+from .claims import Claims
+from .exploration import BOUND_ASKED
 from .records import TrackRecords
+from .shortlist import Shortlist, standing_worth
 
-__all__ = ["Candidate", "Directory"]
+__all__ = ["Candidate", "Directory", "Invited"]
 
 _REMEMBERED = 1024
+_SHORTLISTS = 256
 
 OFFER_FRESH_S = 2.5
 """Age up to which a standing offer is believed; they come with each beat, and when a slot becomes free."""
@@ -38,6 +43,16 @@ class Candidate:
     """Class of its load, as of its last beat."""
 
 
+class Invited(NamedTuple):
+    """Whom an auction asks."""
+
+    candidates: list[Candidate]
+    settled: bool
+    """Whether nobody else can be there."""
+    everybody: bool = True
+    """False: a shortlist of those that could answer."""
+
+
 @dataclass(slots=True)
 class _Entry:
     card: WorkerCard
@@ -45,11 +60,23 @@ class _Entry:
     in_hand: int
     """Attempts, as of its last beat."""
     instance: str
+    backlog: int = 0
+    """Awards that it takes beyond its slots."""
     draining: bool = False
     offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
     """By capability asked for: what the worker serves it with."""
     offers: dict[str, tuple[float, Offer]] = field(default_factory=dict)
     """By pattern of its card: its last standing offer, and when that came."""
+
+    @property
+    def idle(self) -> int:
+        """Free slots."""
+        return 0 if self.draining else max(self.card.slots - self.in_hand, 0)
+
+    @property
+    def free(self) -> int:
+        """Awards that it can take."""
+        return 0 if self.draining else max(self.card.slots + self.backlog - self.in_hand, 0)
 
     def serves(self, capability: str) -> CapabilityCard | None:
         """The most exact of the card's capabilities that covers this one."""
@@ -71,8 +98,12 @@ class Directory:
         """`records`: what is known of the workers' quality; without it, or of a worker not in it, their claims."""
         self._records = TrackRecords() if records is None else records
         self._lost_after = lost_after_s
+        self.claims = Claims(2 * lost_after_s / 3)
+        """Awards that the workers may not have shown yet."""
         self._settled_at = now + 2 * lost_after_s / 3
         self._live: dict[str, _Entry] = {}
+        self._shortlists: dict[str, Shortlist] = {}
+        """By capability that was asked for, while the market is large."""
         self._contracts: dict[str, Contract] = {}
         self._patterns: set[str] = set()
 
@@ -100,7 +131,10 @@ class Directory:
 
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
-        self._live[card.worker] = _Entry(card, now, 0, card.instance)
+        self._live[card.worker] = entry = _Entry(card, now, 0, card.instance)
+        self.claims.forget(card.worker)
+        for capability, shortlist in self._shortlists.items():
+            self._enlist(shortlist, capability, entry)
 
     def unknown(self, beat: Beat) -> bool:
         """Whether the beat's worker must be looked up first: it is new, or another process took its id."""
@@ -112,43 +146,83 @@ class Directory:
         entry = self._live.get(beat.worker)
         if entry is not None and entry.instance == beat.instance:
             entry.seen = now
-            entry.in_hand = len(beat.running)
+            entry.in_hand, entry.backlog = len(beat.running), beat.backlog
             entry.draining = beat.draining
+            self._note_room(beat.worker, entry.free > 0)
 
     def hear_offer(self, offer: Offer, now: float) -> None:
         """Note a standing offer of a known worker for something on its card."""
         entry = self._live.get(offer.worker)
-        if entry is not None and any(card.pattern == offer.capability for card in entry.card.capabilities):
-            entry.offers[offer.capability] = now, offer
-            entry.free = min(offer.free, entry.card.slots)
+        if entry is None or all(offer.capability != served.pattern for served in entry.card.capabilities):
+            return
+        entry.offers[offer.capability] = now, offer
+        for capability, shortlist in self._shortlists.items():
+            self._enlist(shortlist, capability, entry, has_room=offer.free > 0)
+
+    def hear_refusal(self, worker: str) -> None:
+        """A worker says that it has no room."""
+        self._note_room(worker, False)
+
+    def _note_room(self, worker: str, has_room: bool) -> None:
+        for shortlist in self._shortlists.values():
+            shortlist.room(worker, has_room)
+
+    def _enlist(self, shortlist: Shortlist, capability: str, entry: _Entry, *, has_room: bool = True) -> None:
+        served = entry.serves(capability)
+        if served is None:
+            return
+        known = self._records.quality(entry.card.worker, capability, served.quality, entry.seen)
+        _, offer = entry.offers.get(served.pattern, (0.0, None))
+        worth = standing_worth(offer, known.quality)
+        shortlist.put(entry.card.worker, worth, has_room=has_room and not entry.draining)
+
+    def _shortlist(self, capability: str) -> Shortlist:
+        shortlist = self._shortlists.get(capability)
+        if shortlist is None:
+            if len(self._shortlists) >= _SHORTLISTS:
+                self._shortlists.clear()
+            shortlist = self._shortlists[capability] = Shortlist()
+            for entry in self._live.values():
+                self._enlist(shortlist, capability, entry, has_room=entry.free > 0)
+        return shortlist
+
+    def hear_claim(self, worker: str, claim: Claim, now: float) -> None:
+        """Note what another negotiator has awarded to a known worker."""
+        if worker in self._live:
+            self.claims.hear(worker, (claim.tenant, claim.task, claim.attempt), claim.p90_ms, now)
 
     def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Offer]]:
-        """The fresh offers of those of the candidates that name a price and have a free slot."""
+        """The fresh offers of those of the candidates that name a price and have room beside what they were awarded."""
         found = []
         for candidate in candidates:
             entry = self._live.get(candidate.worker)
             served = entry.serves(task.capability) if entry is not None else None
-            if entry is None or served is None or entry.free < 1 or served.pattern not in entry.offers:
+            if entry is None or served is None or served.pattern not in entry.offers:
                 continue
             at, offer = entry.offers[served.pattern]
-            if offer.price is not None and now - at <= OFFER_FRESH_S:
+            if offer.price is None or now - at > OFFER_FRESH_S:
+                continue
+            if offer.free > self.claims.since(candidate.worker, at, now):
                 found.append((candidate, offer))
         return found
 
     def free(self, capability: str) -> tuple[int, int]:
         """Free slots, and all slots, of the living workers that serve the capability."""
         serving = [entry for entry in self._live.values() if not entry.draining and entry.serves(capability)]
-        return sum(entry.free for entry in serving), sum(entry.card.slots for entry in serving)
+        return sum(entry.idle for entry in serving), sum(entry.card.slots for entry in serving)
 
     def forget(self, worker: str) -> None:
         """Drop a worker that left or is lost."""
         self._live.pop(worker, None)
+        self.claims.forget(worker)
+        for shortlist in self._shortlists.values():
+            shortlist.drop(worker)
 
     def lost(self, now: float) -> list[str]:
         """Workers whose beats have been missing for too long; they are dropped."""
         gone = [worker for worker, entry in self._live.items() if now - entry.seen > self._lost_after]
         for worker in gone:
-            del self._live[worker]
+            self.forget(worker)
         return gone
 
     def excuse(self, pause_s: float) -> None:
@@ -164,6 +238,35 @@ class Directory:
         """Whether a living worker bids for the capability."""
         entry = self._live.get(worker)
         return entry is not None and entry.serves(capability) is not None
+
+    def invite(
+        self,
+        task: Task,
+        auction: str,
+        excluded: frozenset[str],
+        now: float,
+        *,
+        accepts: Callable[[str], bool] = lambda _: True,
+        caller: str | None = None,
+    ) -> Invited:
+        """Whom to ask for bids. `caller`: the worker for whose free slot the auction is held; it is always asked.
+
+        In a negotiator's first beats all are asked: it does not know them yet.
+        """
+        settled = self.settled(now)
+        large = settled and len(self._live) > BOUND_ASKED
+        if not large or not (shortlist := self._shortlist(task.capability)).is_needed:
+            return Invited(self.candidates(task, excluded, accepts), settled)
+        if not (task.require or task.exclude or task.contract):
+            drawn = dict.fromkeys([*([caller] if caller else []), *shortlist.draw(auction)])
+            found = [self.candidate(worker, task, accepts) for worker in drawn if worker not in excluded]
+            if chosen := [candidate for candidate in found if candidate is not None]:
+                return Invited(chosen[:BOUND_ASKED], settled, everybody=False)
+        able = {candidate.worker: candidate for candidate in self.candidates(task, excluded, accepts)}
+        names = shortlist.choose(auction, list(able))
+        if caller in able and caller not in names:
+            names[-1] = caller
+        return Invited([able[name] for name in names], settled, everybody=len(names) == len(able))
 
     def candidates(
         self, task: Task, excluded: frozenset[str], accepts: Callable[[str], bool] = lambda _: True

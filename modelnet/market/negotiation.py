@@ -23,6 +23,7 @@ from modelnet.messages import (
     Awarded,
     Bid,
     BidRequest,
+    Claim,
     Confirm,
     Decline,
     Done,
@@ -37,6 +38,7 @@ from modelnet.messages import (
 )
 
 from .auction import Auction, ClosedBy
+from .claims import Claims
 from .commands import (
     AskForBids,
     Bury,
@@ -50,10 +52,11 @@ from .commands import (
     SendAward,
     StartTimer,
     Streamed,
+    TellClaim,
     Timer,
     WaitingReason,
 )
-from .directory import Candidate
+from .directory import Candidate, Invited
 from .funds import Funds
 from .journal_writer import Entry
 from .records import Outcome, TrackRecords
@@ -85,6 +88,8 @@ class Policy:
     """Pause before an auction that nobody answered is held again."""
     ledger_retry_s: float = 1.0
     """Pause before the ledger is asked again."""
+    more_rounds: int = 2
+    """In a large market, how often others are asked at once where all who were asked are full."""
 
 
 @dataclass(slots=True)
@@ -119,8 +124,9 @@ class Negotiation(Undertaking):
         negotiator: str,
         policy: Policy,
         new_id: Callable[[], str],
-        find: Callable[[frozenset[str]], tuple[list[Candidate], bool]],
+        find: Callable[[str, frozenset[str], str | None], Invited],
         prices: ReferencePrices,
+        claims: Claims,
         records: TrackRecords | None = None,
         now: float,
         age_s: float,
@@ -132,8 +138,8 @@ class Negotiation(Undertaking):
         """`age_s`: how long ago the server stamped the task. `charged`: whether its tenant's money must be held before
         an award. `plan`: `spot`, or an auction.
 
-        `find(excluded)` gives the workers that may answer now, and whether the directory is settled;
-        `standing(candidates)` the standing offers of those that have a slot free.
+        `find(auction, excluded, caller)` gives the workers to ask now, among them the one whose slot became free;
+        `standing(candidates)` the standing offers of those that have room.
         """
         super().__init__(task, negotiator=negotiator, now=now, age_s=age_s)
         self._plan, self._standing = plan, standing
@@ -144,12 +150,17 @@ class Negotiation(Undertaking):
         self._new_id = new_id
         self._find = find
         self._prices = prices
+        self._claims = claims
         self._records = records
         self._opened_at: float | None = None
         self._negotiating_s = 0.0
         self._auction = Auction("", (), settled=False, now=now)
         self._attempt: _Attempt | None = None
         self._last_attempt: _Attempt | None = None
+        self._everybody = True
+        """Whether the open auction asks all who could answer."""
+        self._rounds = 0
+        """Auctions in a row that a shortlist has refused."""
         self._attempts = 0
         self._bids_taken = 0
         self._failed: set[str] = set()
@@ -225,10 +236,11 @@ class Negotiation(Undertaking):
             return [*self._stop_work(), *self._lose(f"{current.worker} stopped answering", now)]
         return self._read_stream(now)  # the award never reached it, or it has started anew since
 
-    def wake(self, now: float) -> list[Command]:
-        """Capacity may be there: try again, if the task waits for that."""
+    def wake(self, now: float, caller: str | None = None) -> list[Command]:
+        """Capacity may be there, at the worker `caller`: try again, if the task waits for that."""
+        self._rounds = 0
         waits = self.state is State.WAITING and self._waiting_reason != "ledger_away"
-        return self._open_auction(now) if waits else []
+        return self._open_auction(now, caller) if waits else []
 
     def _wait(self, reason: WaitingReason) -> list[Command]:
         self.state, self._waiting_reason = State.WAITING, reason
@@ -244,11 +256,11 @@ class Negotiation(Undertaking):
 
     # ------------------------------------------------------------------ the auction
 
-    def _open_auction(self, now: float) -> list[Command]:
-        absent = {*self._lost, *self._silent}
-        found, settled = self._find(frozenset(self._failed | absent))
+    def _open_auction(self, now: float, caller: str | None = None) -> list[Command]:
+        absent, auction = {*self._lost, *self._silent}, self._new_id()
+        found, settled, everybody = self._find(auction, frozenset(self._failed | absent), caller)
         if not found and absent:  # who vanished may have come back
-            found, settled = self._find(frozenset(self._failed))
+            found, settled, everybody = self._find(auction, frozenset(self._failed), caller)
         if self._opened_at is None:
             self._opened_at = now
         if not found:
@@ -259,8 +271,9 @@ class Negotiation(Undertaking):
         if self._spot:
             self._spot = False
             if offers := self._standing(found):
-                return self._take_offer(offers, now)
-        self._auction = Auction(self._new_id(), found, settled=settled, now=now)
+                return self._take_offer(auction, offers, now)
+        self._auction = Auction(auction, found, settled=settled, now=now)
+        self._everybody = everybody
         task, window_s = self.task, min(self._policy.window_s, max(self._deadline - now, 1e-3))
         request = BidRequest.model_construct(
             auction=self._auction.id,
@@ -274,11 +287,12 @@ class Negotiation(Undertaking):
             contract=task.contract,
         )
         funds = self._funds.ask(self._deadline - now)
-        return [AskForBids(request), *funds, StartTimer("window", self._auction.id, window_s)]
+        asked = () if everybody else tuple(candidate.worker for candidate in found)
+        return [AskForBids(request, asked), *funds, StartTimer("window", self._auction.id, window_s)]
 
-    def _take_offer(self, offers: Sequence[tuple[Candidate, Offer]], now: float) -> list[Command]:
+    def _take_offer(self, id: str, offers: Sequence[tuple[Candidate, Offer]], now: float) -> list[Command]:
         """An auction in which nobody is asked: the standing offers are the bids."""
-        self._auction = auction = Auction(self._new_id(), [candidate for candidate, _ in offers], settled=True, now=now)
+        self._auction = auction = Auction(id, [candidate for candidate, _ in offers], settled=True, now=now)
         for candidate, offer in offers:
             assert offer.price is not None
             bid = Bid.model_construct(
@@ -287,6 +301,7 @@ class Negotiation(Undertaking):
                 price=offer.price,
                 p50_ms=offer.p50_ms,
                 p90_ms=max(offer.p90_ms, offer.p50_ms),
+                free=offer.free,
             )
             auction.take(bid, None)
         return [*self._funds.ask(self._deadline - now), *self._close("offers", now)]
@@ -325,7 +340,11 @@ class Negotiation(Undertaking):
             return []
         auction = self._auction
         self._bids_taken += len(auction.bids)
+        auction.set_aside(self._claims, now)
         if not auction.bids:
+            if auction.refused and not self._everybody and self._rounds < self._policy.more_rounds:
+                self._rounds += 1
+                return self._open_auction(now)
             return self._wait("busy" if auction.refused else "no_bids")
         spot = closed_by == "offers"
         auction.close(self.task, self._deadline - now, self._prices, self._records, spot=spot)
@@ -400,8 +419,19 @@ class Negotiation(Undertaking):
             resume=self._streamed.resume,
             remaining_ms=max((self._deadline - now) * 1e3, 1.0),
         )
+        self._claims.add(attempt.worker, self._key(attempt), now)
+        claim = Claim.model_construct(tenant=task.tenant, task=task.id, attempt=attempt.number, p90_ms=bid.p90_ms)
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        return [*self._writer.write(entry), SendAward(attempt.worker, award), timer]
+        # The claim behind the award: who has heard of it is sure that the worker knows before it hears from him.
+        told = SendAward(attempt.worker, award), TellClaim(attempt.worker, claim)
+        return [*self._writer.write(entry), *told, timer]
+
+    def _release(self, attempt: _Attempt) -> None:
+        """It occupies no slot, or no longer."""
+        self._claims.drop(attempt.worker, self._key(attempt))
+
+    def _key(self, attempt: _Attempt) -> tuple[str, str, int]:
+        return self.task.tenant, self.task.id, attempt.number
 
     def on_award_reply(self, attempt: int, reply: Confirm | Decline | None, now: float) -> list[Command]:
         """The winner's answer; None if there was none."""
@@ -410,6 +440,7 @@ class Negotiation(Undertaking):
             return []
         if isinstance(reply, Confirm):
             self._confirm(current, now)
+            self._claims.confirm(current.worker, self._key(current), now)
             self.state = State.RUNNING
             return []
         if reply is None:
@@ -420,11 +451,13 @@ class Negotiation(Undertaking):
                 return [*commands, *self._finish("failed", now, self._last_error)]
         else:
             commands = []
+            self._release(current)
             if reply.reason in ("too_long", "unsupported"):
                 self._failed.add(current.worker)
                 message = f"{current.worker} declined: {reply.reason}"
                 self._last_error = ErrorInfo(code=reply.reason, message=message)
         self._attempt, self._last_attempt = None, current
+        self._auction.pass_over(self._claims, now)
         if self._auction.winner() is not None:
             return [*commands, *self._award(now)]
         if reply is not None and reply.reason not in ("too_long", "unsupported") and not self._auction.spot:
@@ -443,6 +476,7 @@ class Negotiation(Undertaking):
             return []
         if (done.worker, done.attempt, done.auction) != (current.worker, current.number, current.auction):
             return []  # of an older attempt, or of nobody's: void
+        self._release(current)
         if self.state is State.AWARDING:
             self._confirm(current, now)
         if done.error is None and violation is None:
@@ -569,7 +603,10 @@ class Negotiation(Undertaking):
 
     def _stop_work(self) -> list[Command]:
         attempt = self._attempt
-        return [CancelWork(attempt.worker, attempt.number, attempt.auction)] if attempt is not None else []
+        if attempt is None:
+            return []
+        self._release(attempt)
+        return [CancelWork(attempt.worker, attempt.number, attempt.auction)]
 
     def _waited_for(self) -> str:
         return self._waiting_reason.replace("_", " ") if self._waiting_reason and not self._attempt else ""

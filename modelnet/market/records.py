@@ -6,13 +6,18 @@ import json
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field, replace
 
-from .calibration import Calibration, Cell
+from .calibration import LOADS, Calibration, Cell
 from .reputation import Estimate, Reputation, Source, outcome_weight
 
 __all__ = ["Outcome", "TrackRecord", "TrackRecords"]
 
 MOST = 100_000
 """Pairs of worker and capability that are remembered; the longest unheard of goes first."""
+
+
+_HUGE = 1e12
+_FACTORS = 700.0
+"""Logarithm of the largest factor by which a claim of time is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,13 @@ class TrackRecord:
         learned = self.calibration.after(*told, now, outcome.expected_ms)
         return replace(record, calibration=learned)
 
+    def on_clock(self, ahead_s: float, now: float) -> TrackRecord:
+        """The same by a clock that is so far ahead and says `now`; nothing was seen after that."""
+        return TrackRecord(
+            replace(self.reputation, at=min(self.reputation.at + ahead_s, now)),
+            replace(self.calibration, at=min(self.calibration.at + ahead_s, now)),
+        )
+
     def encode(self) -> str:
         """As JSON, to be kept elsewhere."""
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -72,9 +84,25 @@ class TrackRecord:
             kept = json.loads(text)
             calibration = kept["calibration"]
             cells = {"overall": Cell(**calibration["overall"]), "loads": tuple(Cell(**c) for c in calibration["loads"])}
-            return cls(Reputation(**kept["reputation"]), Calibration(**(calibration | cells)))
-        except (KeyError, TypeError) as error:
+            record = cls(Reputation(**kept["reputation"]), Calibration(**(calibration | cells)))
+            if record.is_sound():
+                return record
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"no track record: {error}") from None
+        raise ValueError("no track record: a number is out of range")
+
+    def is_sound(self) -> bool:
+        """Whether all numbers are such as outcomes lead to: what was kept elsewhere may be anything."""
+        known, times = self.reputation, self.calibration
+        cells = (times.overall, *times.loads)
+        counts = (known.good, known.bad, known.passed, known.failed, times.count, times.covered, times.covered_claim)
+        return (
+            len(times.loads) == LOADS
+            and all(0 <= count <= _HUGE for count in (*counts, *(cell.count for cell in cells)))
+            and all(abs(time) <= _HUGE for time in (known.at, times.at))
+            and all(0 <= loss <= _HUGE for loss in (times.loss, times.loss_claim))
+            and all(abs(cell.bias) <= _FACTORS and 0 <= cell.variance <= _FACTORS**2 for cell in cells)
+        )
 
 
 _UNKNOWN = TrackRecord()

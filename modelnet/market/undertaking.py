@@ -78,8 +78,8 @@ class Undertaking(ABC):
         """Workers that must not try again."""
         return frozenset()
 
-    def wake(self, now: float) -> list[Command]:
-        """Capacity may be there: try again, if the task waits for that."""
+    def wake(self, now: float, caller: str | None = None) -> list[Command]:
+        """Capacity may be there, that of the worker `caller` if it is named: try again, if the task waits for that."""
         return []
 
     def on_worker_lost(self, worker: str, now: float) -> list[Command]:

@@ -1,4 +1,4 @@
-"""The messages of an auction: BidRequest, Bid or Refusal, Award, Confirm or Decline, Done, CancelAttempt."""
+"""The messages of an auction: BidRequest, Bid or Refusal, Award, Claim, Confirm or Decline, Done, CancelAttempt."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "BidReply",
     "BidRequest",
     "CancelAttempt",
+    "Claim",
     "Confirm",
     "Decline",
     "Done",
@@ -71,6 +72,7 @@ class Bid(Message):
     price: Micro = Field(description="Asked price in micro-credits.")
     p50_ms: float = Field(gt=0, description="Median of the expected time to complete, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
+    free: int = Field(default=1, ge=1, description="Awards that it could take when it bid, this one included.")
 
 
 class Refusal(Message):
@@ -105,6 +107,16 @@ class Award(Message):
     from_number: int = Field(default=0, ge=0, description="The attempt's first event is numbered from_number + 1.")
     resume: Resume | None = Field(default=None, description="What to continue; null to begin at the beginning.")
     remaining_ms: float = Field(gt=0, description="Until the task's deadline.")
+
+
+class Claim(Message):
+    """A negotiator tells the others that it has just awarded, on `claim.<negotiator>.<worker>`: bids that were made
+    before the worker had the award do not know of it."""
+
+    tenant: Identifier
+    task: Identifier
+    attempt: int = Field(ge=1)
+    p90_ms: float = Field(gt=0, description="For so long it may occupy a slot: the 90th percentile that was bid.")
 
 
 class Confirm(Message):

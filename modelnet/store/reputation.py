@@ -1,63 +1,188 @@
 """The reputation book: every worker's track records, in Redis, for all negotiators.
 
-`reputation:<worker>` is a hash from capability to record. What a record becomes is worked out by the market's own pure
-code; the server's part is one function that puts the new record in the old one's place if that is still the one it was
-worked out from, and if this outcome was not counted before. So an outcome counts once, however often it is told.
+`modelnet:reputation:{<worker>}` is a hash from capability to record, and with `:counted` behind it the set of outcomes
+that were counted last. What a record becomes is worked out by the market's own pure code; the server's part is one
+function that puts the new record in the old one's place if that is still the one it was worked out from. So no
+negotiator overwrites what another has learned, and an outcome counts once, however often it is told.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
+import structlog
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
 
+from modelnet.errors import ReputationAway, UsageError
 from modelnet.market import Outcome, TrackRecord
+from modelnet.messages import is_capability
 
-__all__ = ["ReputationBook"]
+__all__ = ["Noted", "ReputationBook"]
 
-REMEMBERED_S = 7 * 86_400
-"""So long an outcome is known to have been counted."""
+log = structlog.get_logger("reputation")
 
-# KEYS: the worker's records; the mark of this outcome. ARGV: capability, record expected, new record, seconds.
-# Returns {1 done, 2 counted before, 0 changed meanwhile} and the record that stands.
-_REPLACE = """
-local stands = redis.call('HGET', KEYS[1], ARGV[1]) or ''
-if redis.call('EXISTS', KEYS[2]) == 1 then return {2, stands} end
-if stands ~= ARGV[2] then return {0, stands} end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-redis.call('SET', KEYS[2], '1', 'EX', ARGV[4])
-return {1, ARGV[3]}
+COUNTED = 4096
+"""So many of a worker's outcomes are known to have been counted: many more than can be told again."""
+
+KEPT_S = 90 * 86_400
+"""A worker of whom nothing is heard for so long is forgotten; by then all that was known has faded."""
+
+_PREFIX = "modelnet:reputation:"
+_TIMEOUT_S = 2.0
+
+# KEYS: the worker's records; its outcomes that were counted. What is not of its type is not ours.
+_OPEN = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
+if redis.call('TYPE', KEYS[2]).ok ~= 'zset' then redis.call('DEL', KEYS[2]) end
 """
+
+# ARGV: capability, names of outcomes. Returns the record that stands, and for each outcome whether it was counted.
+_LOOK = (
+    _OPEN
+    + """
+local found = {redis.call('HGET', KEYS[1], ARGV[1]) or ''}
+for n = 2, #ARGV do found[n] = redis.call('ZSCORE', KEYS[2], ARGV[n]) and 1 or 0 end
+return found
+"""
+)
+
+# ARGV: capability, record expected, new record, outcomes to know, seconds to keep, now, names of outcomes.
+# Returns whether it was done. A record that still stands has had none of these outcomes since.
+_REPLACE = (
+    _OPEN
+    + """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+for n = 7, #ARGV do redis.call('ZADD', KEYS[2], ARGV[6], ARGV[n]) end
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -(ARGV[4] + 1))
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
+return 1
+"""
+)
+
+
+class Noted(NamedTuple):
+    """An outcome and when it was seen, in seconds since the epoch."""
+
+    outcome: Outcome
+    at: float
+
+    @property
+    def name(self) -> str:
+        """What it is known by among its worker's."""
+        told = self.outcome
+        return f"{told.tenant}:{told.task}:{told.attempt}:{told.source}"
 
 
 class ReputationBook:
-    """Track records of all workers. Times are seconds since the epoch."""
+    """Track records of all workers. Times are seconds since the epoch. Methods raise `ReputationAway`."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._replace = redis.register_script(_REPLACE)
-
-    async def learn(self, outcome: Outcome, now: float) -> TrackRecord:
-        """Count an outcome; the record as it then stands. Harmless twice. Raises `redis.RedisError`."""
-        key = f"reputation:{outcome.worker}"
-        told = f"{outcome.tenant}:{outcome.task}:{outcome.attempt}:{outcome.source}"
-        mark = f"reputation-counted:{outcome.worker}:{outcome.capability}:{told}"
-        stands = _text(await self._redis.hget(key, outcome.capability))
-        while True:
-            record = TrackRecord.decode(stands) if stands else TrackRecord()
-            new = record.after(outcome, now)
-            done, found = await self._replace(
-                keys=[key, mark], args=[outcome.capability, stands, new.encode(), REMEMBERED_S]
+    def __init__(self, url: str) -> None:
+        """Connects when first used. Raises `UsageError` for a malformed URL."""
+        self._where = url.rpartition("//")[2].rpartition("@")[2]  # a password may stand before it
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                socket_timeout=_TIMEOUT_S,
+                socket_connect_timeout=_TIMEOUT_S,
+                # Once, at once: that is for connections which a restart of the server has broken.
+                retry=Retry(NoBackoff(), 1),
             )
-            stands = _text(found)
-            if done:
-                return TrackRecord.decode(stands) if stands else TrackRecord()
+        except ValueError as error:
+            raise UsageError(f"MODELNET_REDIS_URL {self._where!r} is no Redis URL: {error}") from None
 
-    async def of(self, worker: str) -> dict[str, TrackRecord]:
-        """A worker's records by capability. Raises `redis.RedisError`."""
-        found = await self._redis.hgetall(f"reputation:{worker}")
-        return {_text(capability): TrackRecord.decode(record) for capability, record in found.items()}
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._redis.aclose()
+
+    async def learn(self, noted: Iterable[Noted]) -> dict[tuple[str, str], TrackRecord]:
+        """Count outcomes, each once; the records of their workers and capabilities as they then stand."""
+        waiting: dict[tuple[str, str], list[Noted]] = {}
+        for one in noted:
+            waiting.setdefault((one.outcome.worker, one.outcome.capability), []).append(one)
+        known: dict[tuple[str, str], TrackRecord] = {}
+        while waiting:
+            looked = await self._each(
+                (_LOOK, worker, [capability, *(one.name for one in told)])
+                for (worker, capability), told in waiting.items()
+            )
+            changes = []
+            for (who, told), (stands, *counted) in zip(list(waiting.items()), looked, strict=True):
+                known[who] = record = _record(who[0], stands)
+                new = {one.name: one for one, was in zip(told, counted, strict=True) if not was}
+                if not new:
+                    del waiting[who]
+                    continue
+                for one in new.values():
+                    record = record.after(one.outcome, one.at)
+                latest = max(one.at for one in new.values())
+                arguments = [who[1], stands, record.encode(), COUNTED, KEPT_S, latest, *new]
+                changes.append((who, record, arguments))
+            done = await self._each((_REPLACE, who[0], arguments) for who, _, arguments in changes)
+            for (who, record, _), replaced in zip(changes, done, strict=True):
+                if replaced:  # else another negotiator was quicker: look again
+                    known[who] = record
+                    del waiting[who]
+        return known
+
+    async def of(self, workers: Sequence[str]) -> dict[tuple[str, str], TrackRecord]:
+        """All records of these workers, by worker and capability."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for worker in workers:
+            pipeline.hgetall(_key(worker))
+        found: dict[tuple[str, str], TrackRecord] = {}
+        for worker, answer in zip(workers, await self._ask(pipeline), strict=True):
+            if isinstance(answer, ResponseError):
+                log.warning("records_unreadable", worker=worker, error=str(answer))
+                continue
+            for name, record in answer.items():
+                capability = name.decode(errors="replace")
+                if is_capability(capability):
+                    found[worker, capability] = _record(worker, record)
+        return found
+
+    async def _each(self, calls: Iterable[tuple[str, str, list[Any]]]) -> list[Any]:
+        """Run scripts, each for a worker, in one round trip."""
+        pipeline, count = self._redis.pipeline(transaction=False), 0
+        for script, worker, arguments in calls:
+            pipeline.eval(script, 2, _key(worker), f"{_key(worker)}:counted", *arguments)
+            count += 1
+        answers = await self._ask(pipeline) if count else []
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise ReputationAway(f"Redis at {self._where} does not keep track records: {answer}")
+        return answers
+
+    async def _ask(self, pipeline: Any) -> list[Any]:
+        try:
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            first = (str(error).splitlines() or [repr(error)])[0]
+            raise ReputationAway(f"the reputation book is away: Redis at {self._where} says: {first}") from error
+        return answers
 
 
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else cast("str", value or "")
+def _key(worker: str) -> str:
+    return f"{_PREFIX}{{{worker}}}"
+
+
+def _record(worker: str, kept: bytes) -> TrackRecord:
+    """The record in these bytes. What is none counts as nothing known, and is replaced by what is learned next."""
+    if not kept:
+        return TrackRecord()
+    try:
+        return TrackRecord.decode(kept)
+    except ValueError as error:
+        log.warning("record_unreadable", worker=worker, error=str(error)[:200])
+        return TrackRecord()

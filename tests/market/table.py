@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from modelnet.market import Candidate, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Claims, Invited, Negotiation, Policy, ReferencePrices, State
 from modelnet.market.commands import (
     CancelWork,
     Command,
@@ -97,7 +97,9 @@ class Table:
             name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8, "m", name in continues) for name in workers
         }
         self.settled = settled
+        self.everybody = True
         self.prices = ReferencePrices()
+        self.claims = Claims(2.0)
         self.policy = policy or Policy()
         self.sequence = max([0, *(sequence for sequence, _ in journal)])
         self._ids = 0
@@ -110,6 +112,7 @@ class Table:
             new_id=self._new_id,
             find=self._find,
             prices=self.prices,
+            claims=self.claims,
             now=self.now,
             age_s=age_s,
             journal=journal,
@@ -120,8 +123,8 @@ class Table:
         self._ids += 1
         return f"auction{self._ids}"
 
-    def _find(self, excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
-        return [c for c in self.workers.values() if c.worker not in excluded], self.settled
+    def _find(self, auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
+        return Invited([c for c in self.workers.values() if c.worker not in excluded], self.settled, self.everybody)
 
     @property
     def state(self) -> State:
@@ -135,10 +138,11 @@ class Table:
     def wake(self) -> list[Command]:
         return self.negotiation.wake(self.now)
 
-    def bid(self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False) -> list[Command]:
-        reply = Bid(
-            auction=auction or self.negotiation.auction or "none", worker=worker, price=price, p50_ms=10, p90_ms=20
-        )
+    def bid(
+        self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False, free: int = 1
+    ) -> list[Command]:
+        on = auction or self.negotiation.auction or "none"
+        reply = Bid(auction=on, worker=worker, price=price, p50_ms=10, p90_ms=20, free=free)
         known = Candidate(worker, f"owner-of-{worker}", CONTRACT, 0.8) if newcomer else None
         return self.negotiation.on_bid(reply, self.now, known)
 

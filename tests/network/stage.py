@@ -28,9 +28,9 @@ PATIENCE_S = 20.0
 
 def fast(url: str, **changes: Any) -> Settings:
     """Settings of a network whose beats come often, so that a negotiator soon knows who lives."""
-    return Settings(url=url, beat_s=0.2, missed_beats=5, log_level="error", log_format="json").model_copy(
-        update=changes
-    )
+    settings = Settings(url=url, beat_s=0.2, missed_beats=5, log_level="error", log_format="json")
+    # No Redis unless a test brings its own: one that happens to run here is not to learn of our workers.
+    return settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0", **changes})
 
 
 async def until(event: asyncio.Event) -> None:

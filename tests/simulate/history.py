@@ -102,7 +102,7 @@ class History:
     # ------------------------------------------------------------------ processes come and go
 
     def _start_negotiator(self) -> None:
-        shell = Shell(self.world, f"n{len(self.shells)}", self.workers)
+        shell = Shell(self.world, f"n{len(self.shells)}", self.workers, self.shells)
         self.shells.append(shell)
         for worker in self.workers.values():
             worker.shells = self.shells

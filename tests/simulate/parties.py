@@ -18,6 +18,7 @@ from modelnet.messages import (
     Beat,
     Bid,
     CapabilityCard,
+    Claim,
     Confirm,
     Contract,
     Decline,
@@ -103,7 +104,12 @@ class SimulatedWorker(Party):
         if self.world.chance(0.1):
             return  # too slow
         reply: Bid | Refusal = Bid(
-            auction=auction, worker=self.name, price=self.world.random.randint(1, 50), p50_ms=100, p90_ms=200
+            auction=auction,
+            worker=self.name,
+            price=self.world.random.randint(1, 50),
+            p50_ms=100,
+            p90_ms=200,
+            free=max(self.slots.free, 1),
         )
         if (reason := self.slots.refusal()) is not None:
             reply = Refusal(auction=auction, worker=self.name, reason=reason)
@@ -262,12 +268,14 @@ class _Held:
 class Shell(Party):
     """A negotiator's hands: carries events and commands as workers/negotiator does, and checks both."""
 
-    def __init__(self, world: World, name: str, workers: dict[str, SimulatedWorker]) -> None:
+    def __init__(self, world: World, name: str, workers: dict[str, SimulatedWorker], peers: list[Shell]) -> None:
         super().__init__(world)
         self.name, self._workers = name, workers
         self.directory = Directory(lost_after_s=BEAT_S * MISSED_BEATS + 0.5, now=world.now)
         self.directory.learn_contracts([CONTRACT])
         self.held: dict[str, _Held] = {}
+        self.peers = peers
+        """All negotiators, this one too."""
         self.adopted = 0
         """Attempts of other negotiators that it went on with."""
         self._last_tick = world.now
@@ -285,11 +293,11 @@ class Shell(Party):
                 negotiator=self.name,
                 policy=Policy(),
                 new_id=lambda: f"auction{next(world.ids)}",
-                find=lambda excluded: (
-                    self.directory.candidates(world.tasks[task], excluded),
-                    self.directory.settled(world.now),
+                find=lambda auction, excluded, caller: self.directory.invite(
+                    world.tasks[task], auction, excluded, world.now, caller=caller
                 ),
                 prices=ReferencePrices(),
+                claims=self.directory.claims,
                 now=world.now,
                 age_s=world.now,
                 journal=tuple(world.journal[task]),
@@ -308,6 +316,10 @@ class Shell(Party):
     def on_bid(self, task: str, reply: Bid | Refusal) -> None:
         """A bid or refusal."""
         self._hear(task, lambda n: n.on_bid(reply, self.world.now))
+
+    def on_claim(self, worker: str, claim: Claim) -> None:
+        """Another negotiator has awarded."""
+        self.directory.hear_claim(worker, claim, self.world.now)
 
     def on_award_reply(self, task: str, attempt: int, reply: Confirm | Decline) -> None:
         """Confirm or Decline."""
@@ -384,6 +396,10 @@ class Shell(Party):
                     assert world.books is None or task in world.books.held, "an award before its hold"
                     receiver = self._workers[worker]
                     world.send(receiver, partial(receiver.award, self, award))
+                case cmd.TellClaim(worker, claim):
+                    for other in self.peers:
+                        if other is not self:
+                            world.send(other, partial(other.on_claim, worker, claim))
                 case cmd.AskForBids(request):
                     for bidder in self._workers.values():
                         world.send(bidder, partial(bidder.ask, self, task, request.auction))

@@ -26,6 +26,7 @@ from modelnet.market import (
     Candidate,
     Composite,
     Directory,
+    Invited,
     Journal,
     Negotiation,
     Plan,
@@ -33,6 +34,7 @@ from modelnet.market import (
     ReferencePrices,
     State,
     TrackRecords,
+    Turns,
     Undertaking,
     View,
     choose,
@@ -42,12 +44,14 @@ from modelnet.messages import (
     Awarded,
     Beat,
     CancelAttempt,
+    Claim,
     Done,
     Features,
     Final,
     Offer,
     Planned,
     Reference,
+    Refusal,
     RollCall,
     Task,
     decode_award_reply,
@@ -56,6 +60,7 @@ from modelnet.messages import (
 )
 from modelnet.settings import Settings
 
+from .archive import Archive
 from .clients import Clients
 from .examiner import Examiner, usable
 from .hand import Hand, Held
@@ -70,6 +75,9 @@ log = structlog.get_logger("negotiator")
 
 TICK_S = 1.0
 RELIST_S = 30.0
+
+TYPICAL_S = 1.0
+"""What a task takes, where that is not known."""
 
 
 class Negotiator:
@@ -87,9 +95,13 @@ class Negotiator:
         self._directory = Directory(
             lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
         )
-        self._prices = ReferencePrices()
-        self._hand = Hand(config.max_in_flight)
         self._clock = ServerClock()
+        self._archive = Archive(
+            self._track, self._clock, config.redis, live=lambda: (card.worker for card in self._directory.live())
+        )
+        self._prices = ReferencePrices()
+        self._turns = Turns(self.id)
+        self._hand = Hand(config.max_in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: set[str] = set()
         self._started = False
@@ -112,6 +124,7 @@ class Negotiator:
         self._receipts = Receipts(nc)
         await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
         await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
+        await nc.subscribe(subjects.claim("*", "*"), cb=self._on_claim)
         await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
         await nc.subscribe(self._receipts.subject, cb=self._on_reply)
         await nc.publish(subjects.ROLL_CALL, RollCall().encode())
@@ -131,6 +144,7 @@ class Negotiator:
         )
         await self._reception.open()
         self._spawn(self._tick())
+        self._spawn(self._archive.keep())
         self._started = True
         log.info("negotiator_started", negotiator=self.id)
 
@@ -148,6 +162,7 @@ class Negotiator:
                 await self._nc.publish(held.msg.reply, b"-NAK")
             self._forget(held)
         await self._till.close()
+        await self._archive.close()
         if self._nc.is_connected:
             await self._nc.flush()
         log.info("negotiator_stopped", negotiator=self.id)
@@ -227,9 +242,9 @@ class Negotiator:
             now = time.monotonic()
             return Composite(task, plan, negotiator=self.id, now=now, age_s=age_s, journal=journal)
 
-        def find(excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
-            found = self._directory.candidates(task, excluded, accepts)
-            return found, self._directory.settled(time.monotonic())
+        def find(auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
+            now = time.monotonic()
+            return self._directory.invite(task, auction, excluded, now, accepts=accepts, caller=caller)
 
         def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offer]]:
             return self._directory.standing(task, candidates, time.monotonic())
@@ -242,6 +257,7 @@ class Negotiator:
             new_id=new_id,
             find=find,
             prices=self._prices,
+            claims=self._directory.claims,
             records=self._track,
             now=time.monotonic(),
             age_s=age_s,
@@ -282,6 +298,8 @@ class Negotiator:
             return
         if (reply.worker, reply.auction) != (bidder, auction):
             return
+        if isinstance(reply, Refusal) and reply.reason in ("busy", "draining"):
+            self._directory.hear_refusal(bidder)
         newcomer = None
         if not self._directory.serves(bidder, held.task.capability):
             await self._meet(bidder)
@@ -319,7 +337,7 @@ class Negotiator:
 
     async def _conclude(self, held: Held, done: Done, violation: str | None) -> None:
         await self._run(held, held.undertaking.on_done(done, violation, time.monotonic()))
-        await self._wake(done.worker, 1)
+        await self._freed(done.worker)
 
     async def _on_cancel(self, msg: Msg) -> None:
         """A cancel that the journal has accepted, republished."""
@@ -431,7 +449,8 @@ class Negotiator:
         if self._directory.unknown(beat):
             await self._meet(beat.worker)
         self._directory.hear(beat, now)
-        await self._fill(beat.worker, beat.free)
+        if beat.free:
+            await self._vacant(beat.worker, beat.free, None, TYPICAL_S)
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in at_work:
             stale = self._hand.get(tenant, task)
@@ -471,7 +490,21 @@ class Negotiator:
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
         self._directory.hear_offer(offer, time.monotonic())
-        await self._fill(offer.worker, offer.free)
+        await self._vacant(offer.worker, offer.free, offer.number, offer.p50_ms / 1e3)
+
+    async def _on_claim(self, msg: Msg) -> None:
+        """Another negotiator has awarded."""
+        _, negotiator, worker = msg.subject.split(".")
+        if negotiator == self.id:
+            return
+        try:
+            claim = Claim.decode(msg.data)
+        except ValidationError:
+            log.warning("claim_malformed", negotiator=negotiator)
+            return
+        now = time.monotonic()
+        self._turns.hear(negotiator, now)
+        self._directory.hear_claim(worker, claim, now)
 
     async def _meet(self, worker: str) -> None:
         """Look up a worker that was heard for the first time."""
@@ -484,12 +517,37 @@ class Negotiator:
                 if any(self._directory.contract(c.contract) is None for c in card.capabilities):
                     await self._relist()
                 self._directory.learn_card(card, time.monotonic())
+                self._archive.meet(worker)
                 log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
         finally:
             self._unknown.discard(worker)
 
+    async def _freed(self, worker: str) -> None:
+        """An attempt has ended. If that made room in a full worker, its offer will tell the other negotiators too."""
+        now = time.monotonic()
+        wait_s = self._turns.wait_s(worker, None, TYPICAL_S, now)
+        if wait_s:
+            self._spawn(self._fill_later(worker, 1, now, wait_s))
+        else:
+            await self._wake(worker, 1)
+
+    async def _vacant(self, worker: str, free: int, number: int | None, task_s: float) -> None:
+        """A worker says how many slots are free. With other negotiators about, each takes its turn."""
+        if not self._hand.waiting:
+            return
+        now = time.monotonic()
+        wait_s = self._turns.wait_s(worker, number, task_s, now)
+        if wait_s:
+            self._spawn(self._fill_later(worker, free, now, wait_s))
+        else:
+            await self._fill(worker, free)
+
+    async def _fill_later(self, worker: str, free: int, said_at: float, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        await self._fill(worker, free - self._directory.claims.since(worker, said_at, time.monotonic()))
+
     async def _fill(self, worker: str, free: int) -> None:
-        """A worker says how many awards it can take: as many may try, with those that were called for them already."""
+        """As many may try as awards can be taken, with those that were called for them already."""
         called = self._hand.called_for(worker)
         if free > called:
             await self._wake(worker, free - called)
@@ -502,14 +560,14 @@ class Negotiator:
             return candidate is not None and worker not in held.undertaking.failed
 
         for held in self._hand.call(worker, partial(self._directory.serves, worker), could_take, count):
-            await self._run(held, held.undertaking.wake(time.monotonic()))
+            await self._run(held, held.undertaking.wake(time.monotonic(), worker))
 
     async def _decided(self, held: Held) -> None:
         """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
         worker = self._hand.decided(held)
         at_work = held.undertaking.at_work
         if held.undertaking.state is not State.WAITING and (at_work is None or at_work[0] != worker):
-            await self._wake(worker, 1)
+            await self._freed(worker)
 
     # ------------------------------------------------------------------ commands
 
@@ -522,10 +580,14 @@ class Negotiator:
                 case cmd.SendAward(worker, award):
                     await self._receipts.award(held, worker, award)
                     log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
-                case cmd.AskForBids(request):
+                case cmd.TellClaim(worker, claim):
+                    await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
+                case cmd.AskForBids(request, to):
                     self._hand.opened(held, request.auction)
-                    reply = subjects.bids(self.id, request.auction)
-                    await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
+                    body, reply = request.encode(), subjects.bids(self.id, request.auction)
+                    asked = map(subjects.bid_request, to) if to else [subjects.capability(task.capability)]
+                    for subject in asked:
+                        await self._nc.publish(subject, body, reply=reply)
                 case cmd.HoldFunds(amount, deadline_s):
                     self._spawn(self._hold_funds(held, amount, deadline_s))
                 case cmd.StartTimer(timer, key, delay_s):
@@ -534,7 +596,7 @@ class Negotiator:
                     self._hand.closed(held)
                     await self._receipts.record(held, transcript, time.monotonic())
                 case cmd.Learn(outcome):
-                    self._track.learn(outcome, time.monotonic())
+                    self._archive.learn(outcome)
                 case cmd.CancelWork(worker, attempt, auction):
                     order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
                     await self._nc.publish(subjects.cancel_attempt(worker), order.encode())
