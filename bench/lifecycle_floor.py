@@ -4,7 +4,7 @@ Beside a nats-server of its own: a client (submit, wait for the Final), a negoti
 close when all have bid, status by compare-and-set, award with confirm, output stored with an ack, Final by
 compare-and-set, ack) and bidders, a process each, whose work is empty. JSON without schemas, no signatures, no
 supervision: the real thing does more, and is measured as a multiple of this and of the bare request/reply, all in one
-run: see bench/overhead.py.
+run: see bench/overhead.py. A task that says `spot` is awarded without asking for bids.
 
 Run a part: python -m bench.lifecycle_floor worker|negotiator|echo NUMBER, with FLOOR_URL set.
 """
@@ -76,13 +76,17 @@ async def negotiator(bidders: int) -> None:
     await nc.subscribe(done, cb=on_done)
 
     async def negotiate(msg: Msg) -> None:
-        task = json.loads(msg.data)["id"]
+        body = json.loads(msg.data)
+        task = body["id"]
         finished[task] = end = loop.create_future()
-        closed[task], bids[task] = loop.create_future(), []
-        await nc.publish("cap.x", msg.data, reply=f"{inbox}.{task}")
-        await closed[task]
-        del closed[task]
-        winner = min(bids.pop(task), key=lambda b: (b["price"], hash((task, b["worker"]))))["worker"]
+        if body["spot"]:
+            winner = hash(task) % bidders
+        else:
+            closed[task], bids[task] = loop.create_future(), []
+            await nc.publish("cap.x", msg.data, reply=f"{inbox}.{task}")
+            await closed[task]
+            del closed[task]
+            winner = min(bids.pop(task), key=lambda b: (b["price"], hash((task, b["worker"]))))["worker"]
         await js.publish(f"result.t.{task}.status", b'{"awarded":1}', headers=dict(FIRST))
         await nc.request(f"worker.{winner}.award", json.dumps({"task": task, "done": done}).encode(), timeout=2)
         await end
@@ -134,11 +138,11 @@ class FloorClient:
         await self._nc.subscribe("result.t.>", cb=on_result)
         await self._nc.flush()
 
-    async def task(self) -> None:
+    async def task(self, *, spot: bool) -> None:
         """One task, to its Final."""
         task = uuid.uuid4().hex
         self._finals[task] = end = asyncio.get_running_loop().create_future()
-        body = json.dumps({"id": task, "x": "y" * 200}).encode()
+        body = json.dumps({"id": task, "x": "y" * 200, "spot": spot}).encode()
         await self._js.publish("task.t.x", body, headers={"Nats-Msg-Id": task})
         await asyncio.wait_for(end, 30)
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from modelnet.messages import Final
 
 WARM_UP, SEQUENTIAL, ROUND_TRIPS, BURST = 300, 500, 1000, 3000
 IN_FLIGHT = (32, 128)
+STRATEGIES = ("auction", "spot")
 
 
 class Measured(NamedTuple):
@@ -107,8 +109,8 @@ def spawn(args: list[str], mark: bytes, env: dict[str, str]) -> subprocess.Popen
     raise SystemExit(f"{' '.join(args)} ended before it was ready")
 
 
-async def floor(bidders: int) -> Measured:
-    """One round of the floor."""
+async def floor(bidders: int) -> dict[str, Measured]:
+    """One round of the floor: each strategy."""
     async with server() as url:
         nc = await nats.connect(url)
         client = FloorClient(nc)
@@ -117,14 +119,17 @@ async def floor(bidders: int) -> Measured:
         parts = [["worker", str(i)] for i in range(bidders)] + [["negotiator", str(bidders)], ["echo", "0"]]
         children = [spawn(["bench.lifecycle_floor", *part], b"ready", env) for part in parts]
         try:
-            return await measure(client.task, bare_on(nc))
+            return {
+                strategy: await measure(partial(client.task, spot=strategy == "spot"), bare_on(nc))
+                for strategy in STRATEGIES
+            }
         finally:
             end(children)
             await nc.close()
 
 
-async def real(bidders: int) -> Measured:
-    """One round of modelnet."""
+async def real(bidders: int) -> dict[str, Measured]:
+    """One round of modelnet: each strategy."""
     async with server() as url:
         env = {"MODELNET_URL": url, "FLOOR_URL": url, "MODELNET_LOG_LEVEL": "info"}
         children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
@@ -135,11 +140,11 @@ async def real(bidders: int) -> Measured:
         try:
             async with modelnet.connect(url) as net:
 
-                async def call() -> Final:
-                    task = await net.submit("bench.empty", {"x": "y" * 200})
+                async def call(strategy: str) -> Final:
+                    task = await net.submit("bench.empty", {"x": "y" * 200}, strategy=strategy)
                     return await task.result()
 
-                return await measure(call, bare_on(net.bus))
+                return {strategy: await measure(partial(call, strategy), bare_on(net.bus)) for strategy in STRATEGIES}
         finally:
             end(children)
 
@@ -171,20 +176,28 @@ class server:  # noqa: N801 - reads as a function
         shutil.rmtree(self._data, ignore_errors=True)
 
 
-def report(bidders: int, floors: list[Measured], reals: list[Measured]) -> str:
-    """The table of one number of bidders."""
+def report(bidders: int, floors: list[dict[str, Measured]], reals: list[dict[str, Measured]]) -> str:
+    """The tables of one number of bidders."""
+    head = f"{bidders} bidder{'s' if bidders > 1 else ''}, a process each"
+    return "\n\n".join(
+        f"{head}; {strategy}\n{table([one[strategy] for one in floors], [one[strategy] for one in reals])}"
+        for strategy in STRATEGIES
+    )
+
+
+def table(floors: list[Measured], reals: list[Measured]) -> str:
+    """One strategy's figures."""
 
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
     def row(name: str, of: list[Measured]) -> str:
-        rates = "".join(f"{median([m.rates[n] for m in of]):>12.0f}" for n in IN_FLIGHT)
+        rates = "".join(f"{median([m.rates[n] for m in of]):>15.0f}" for n in IN_FLIGHT)
         return f"{name:<22}{median([m.p50_ms for m in of]):>9.2f}{median([m.p99_ms for m in of]):>9.2f}{rates}"
 
     bare = floors + reals
     lines = [
-        f"{bidders} bidder{'s' if bidders > 1 else ''}, a process each" + " " * 2,
-        f"{'':<22}{'p50 ms':>9}{'p99 ms':>9}" + "".join(f"{f'{n} at once':>10}/s" for n in IN_FLIGHT),
+        f"{'':<22}{'p50 ms':>9}{'p99 ms':>9}" + "".join(f"{f'{n} at once/s':>15}" for n in IN_FLIGHT),
         f"{'bare request/reply':<22}{median([m.bare_p50_ms for m in bare]):>9.2f}"
         f"{median([m.bare_p99_ms for m in bare]):>9.2f}",
         row("floor (raw nats-py)", floors),

@@ -275,7 +275,9 @@ class Market:
         self.seconds += time.perf_counter() - began
         if self._keep:
             self.transcripts.append(
-                auction.transcript(task, negotiator="n", attempt=len(failed) + 1, closed_by="all_answered", now=now)
+                auction.transcript(
+                    task, negotiator="n", attempt=len(failed) + 1, closed_by="all_answered", why="", now=now
+                )
             )
         if won is None:
             return None

@@ -50,6 +50,7 @@ from modelnet.messages import (
     Drain,
     Final,
     Output,
+    Planned,
     Reset,
     RollCall,
     Selector,
@@ -60,6 +61,7 @@ from modelnet.messages import (
     decode_entry,
     decode_event,
     new_id,
+    part_id,
 )
 from modelnet.reader import Position, Reader, StreamEvent
 from modelnet.settings import Settings, settings
@@ -104,11 +106,13 @@ class TaskTrace:
     """All that is on record of a task."""
 
     task: str
-    journal: list[tuple[float, Awarded | Waiting | CancelAsked | Final]] = field(default_factory=list)
+    journal: list[tuple[float, Awarded | Planned | Waiting | CancelAsked | Final]] = field(default_factory=list)
     """Entries with the server's timestamps, seconds since the epoch."""
     transcripts: list[tuple[float, Transcript]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """One per award: worker, price, how it ended, usage; abandoned ones too."""
+    parts: list[TaskTrace] = field(default_factory=list)
+    """Those of the tasks that it was made of."""
 
 
 class TaskHandle:
@@ -234,6 +238,8 @@ class Client:
         require: Mapping[str, Any] | None = None,
         exclude: Mapping[str, Any] | None = None,
         contract: str | None = None,
+        strategy: str | Mapping[str, Any] | None = None,
+        parent: str | None = None,
         tenant: str | None = None,
         id: str | None = None,
         cancel_on_disconnect: bool = False,
@@ -241,7 +247,9 @@ class Client:
     ) -> TaskHandle:
         """Publish a task and return once the stream has stored it. Money in micro-credits, times in seconds.
 
-        `id`: one of your own makes repeating the call harmless. `require`/`exclude`: model, worker, owner, labels.
+        `id`: one of your own makes repeating the call harmless. `require`/`exclude`: model, worker, owner (each a name
+        or several), labels. `strategy`: `auto`, `auction`, `spot`, `race`, `panel` or `cascade`, or an object with its
+        `kind` and `width`, `check`, `confidence`. `parent`: the task that this one is for.
         `cancel_on_disconnect`: once this client is gone for a few seconds, its task is cancelled.
         `follow=False` spares the subscription if nobody will read the stream.
         Raises `MalformedInput`, `TooLarge`, `BusFull`, `ConnectionFailed`.
@@ -256,6 +264,8 @@ class Client:
             "require": _selector(require),
             "exclude": _selector(exclude),
             "contract": contract,
+            "strategy": {"kind": strategy} if isinstance(strategy, str) else strategy,
+            "parent": parent,
         }
         if cancel_on_disconnect:
             fields["client"] = await self._answer_for_tasks()
@@ -276,20 +286,35 @@ class Client:
             raise MalformedInput(journal.first_error(error)) from None
         except (TypeError, ValueError, RecursionError) as error:
             raise MalformedInput(f"the input is no JSON: {error}") from None
+        return await self._publish(task, body, follow=follow, replay=id is not None)
+
+    async def publish(self, task: Task) -> TaskHandle:
+        """Publish a task that is made already; if it was published before, that changes nothing.
+
+        Raises `TooLarge`, `BusFull`, `ConnectionFailed`.
+        """
+        return await self._publish(task, task.encode(), follow=True, replay=True)
+
+    async def _publish(self, task: Task, body: bytes, *, follow: bool, replay: bool) -> TaskHandle:
+        stored = None
         if len(body) > self.settings.max_body_bytes:
-            reference = await self.bodies.store(task.input, task.tenant, task.id, task.deadline_s)
-            if reference is None:
+            stored = await self.bodies.store(task.input, task.tenant, task.id, task.deadline_s)
+            if stored is None:
                 raise TooLarge("what the task says beside its input is too large")
-            task = task.model_copy(update={"input": {}, "input_ref": reference})
+            task = task.model_copy(update={"input": {}, "input_ref": stored})
             body = task.encode()
         live = await Live().open(self.bus, subjects.stream_of(task.tenant, task.id)) if follow else None
         try:
-            await self._publish(task, body)
+            # Tries carry the same Msg-Id: if the first one was stored, later ones are not.
+            headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}
+            ack = await store(self.bus, "TASKS", subjects.task(task), body, headers)
+            if ack.get("duplicate") and stored is not None:
+                await objects.remove(self.bus, stored)  # the first one's input is the task's
         except BaseException:
             if live is not None:
                 await live.close()
             raise
-        return TaskHandle(self, task.tenant, task.id, live, replay=id is not None)
+        return TaskHandle(self, task.tenant, task.id, live, replay=replay)
 
     async def _answer_for_tasks(self) -> str:
         """Be there when a negotiator asks whether this client is; returns its id."""
@@ -301,13 +326,6 @@ class Client:
 
             await self.bus.subscribe(subjects.alive(self._id), cb=here)
         return self._id
-
-    async def _publish(self, task: Task, body: bytes) -> None:
-        # Tries carry the same Msg-Id: if the first one was stored, later ones are not.
-        headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}
-        ack = await store(self.bus, "TASKS", subjects.task(task), body, headers)
-        if ack.get("duplicate") and task.input_ref is not None:
-            await objects.remove(self.bus, task.input_ref)  # the first one's input is the task's
 
     async def put(self, data: bytes, *, media_type: str = "application/octet-stream") -> dict[str, Any]:
         """Store bytes: the JSON value that stands for them in inputs.
@@ -404,8 +422,8 @@ class Client:
                 if isinstance(entry, Final):
                     at = stored.time - entry.timings.total_ms / 1e3
                     found[entry.task] = TaskSummary(entry.task, entry.capability, entry.status, at, entry)
-                elif isinstance(entry, Awarded | Waiting):
-                    status[entry.task] = "running" if isinstance(entry, Awarded) else "waiting"
+                elif isinstance(entry, Awarded | Planned | Waiting):
+                    status[entry.task] = "waiting" if isinstance(entry, Waiting) else "running"
         async for stored in read_all(self.bus, "TASKS", f"task.*.*.{tenant}.>"):
             _, _, _, _, task, capability = stored.subject.split(".", 5)
             if task not in found:
@@ -429,6 +447,10 @@ class Client:
             address = subjects.ResultAddress.parse(stored.subject)
             events[address.worker, address.attempt] = stored
         trace.attempts = [_attempt(at, entry, events) for at, entry in trace.journal if isinstance(entry, Awarded)]
+        if any(isinstance(entry, Planned) for _, entry in trace.journal):
+            with contextlib.suppress(UnknownTask):
+                while True:
+                    trace.parts.append(await self.trace(part_id(id, len(trace.parts) + 1), tenant=tenant))
         return trace
 
     async def transcripts(
@@ -473,7 +495,7 @@ def _position(after: StreamEvent | int | None) -> Position | None:
         return Position(1, after)
     if isinstance(after, Awarded):
         return Position(after.attempt, after.from_number)
-    if isinstance(after, Waiting | Final):
+    if isinstance(after, Planned | Waiting | Final):
         raise MalformedInput(f"a stream cannot be resumed behind its {after.kind!r} event: it has no number")
     return Position(after.attempt, after.to if isinstance(after, Reset) else after.number)
 

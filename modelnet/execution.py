@@ -67,6 +67,8 @@ class Context:
         """Have another worker do something, until this task's own deadline at most: the output, or `TaskError`."""
         options.setdefault("deadline_s", max(self.remaining_s, 0.001))
         options.setdefault("cancel_on_disconnect", True)
+        if self.tenant == self._client.settings.tenant:
+            options.setdefault("parent", self.task)
         task = await self._client.submit(capability, input, **options)
         try:
             final = await task.result()

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from modelnet.bus import journal, subjects
 from modelnet.bus.replay import last_of, read_all
 from modelnet.errors import ConnectionFailed, UnknownTask
-from modelnet.messages import Awarded, Final, Waiting, decode_entry, decode_event
+from modelnet.messages import Awarded, Final, Planned, Waiting, decode_entry, decode_event
 from modelnet.reader import Position, Reader, StreamEvent
 
 __all__ = ["Following", "Live"]
@@ -118,9 +118,9 @@ class Following:
         for sequence, entry in entries:
             if isinstance(entry, Final):
                 final = entry
-            elif isinstance(entry, Awarded | Waiting) and sequence > self._status:
+            elif isinstance(entry, Awarded | Planned | Waiting) and sequence > self._status:
                 due += self.reader.entry(entry)
-            if entry is None or isinstance(entry, Awarded | Waiting):
+            if entry is None or isinstance(entry, Awarded | Planned | Waiting):
                 self._status = max(self._status, sequence)
         self.behind = False
         async for stored in read_all(bus, "RESULTS", f"result.{self._tenant}.{self._task}.*.*"):

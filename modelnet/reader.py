@@ -19,6 +19,7 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Output,
+    Planned,
     Progress,
     Reset,
     Waiting,
@@ -27,7 +28,7 @@ from modelnet.messages import (
 __all__ = ["Position", "Reader", "StreamEvent"]
 
 Numbered = Delta | Progress | Output | Failure
-StreamEvent = Numbered | Reset | Awarded | Waiting | Final
+StreamEvent = Numbered | Reset | Planned | Awarded | Waiting | Final
 """What a stream yields: result events in order, `Reset` when what was shown is void, and the journal's news."""
 
 
@@ -97,6 +98,8 @@ class Reader:
         if isinstance(entry, Final):
             self._final = entry
             return self._due()
+        if isinstance(entry, Planned):
+            return [entry]
         if isinstance(entry, Waiting):
             news, self._waiting = entry != self._waiting, entry
             return [entry] if news else []

@@ -16,6 +16,7 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Output,
+    Planned,
     Progress,
     Reset,
     Timings,
@@ -323,7 +324,7 @@ def follow(standing: list[Numbered], shown: list[StreamEvent]) -> list[Numbered]
     for event in shown:
         if isinstance(event, Reset):
             del standing[event.to :]
-        elif not isinstance(event, Awarded | Waiting | Final):
+        elif not isinstance(event, Awarded | Planned | Waiting | Final):
             assert event.number == len(standing) + 1
             standing.append(event)
     return standing

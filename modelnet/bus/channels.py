@@ -123,7 +123,7 @@ CHANNELS = [
     Channel(
         "status",
         "journal.{tenant}.{task}.status",
-        m.Awarded | m.Waiting,
+        m.Awarded | m.Planned | m.Waiting,
         ("negotiator",),
         ("negotiator",),
         "Stream JOURNAL, by compare-and-set on journal.<tenant>.<task>.*; republished as result.….status.",
@@ -147,7 +147,7 @@ CHANNELS = [
     Channel(
         "accepted",
         "result.{tenant}.{task}.{entry}",
-        m.Awarded | m.Waiting | m.CancelAsked | m.Final,
+        m.Awarded | m.Planned | m.Waiting | m.CancelAsked | m.Final,
         (),
         ("client", "negotiator"),
         "A journal entry that was accepted: entry is status, cancel or final. Sent by the server.",

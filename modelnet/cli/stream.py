@@ -43,6 +43,8 @@ def summary(final: Final) -> str:
     bids = f"{final.bids} bid{'' if final.bids == 1 else 's'}"
     if final.status == "completed":
         again = f", {final.attempts} attempts" if final.attempts > 1 else ""
+        if final.parts:
+            again = f", {len(final.parts)} part{'' if len(final.parts) == 1 else 's'}"
         return f"completed by {final.worker}, price {final.price}, {took}, {bids}{again}  ({final.task})"
     code = final.error.code if final.error else final.status
     message = final.error.message if final.error and final.error.message else final.status
@@ -98,6 +100,8 @@ class _Text:
             self._reset(f"{event.worker} {how} (attempt {event.attempt})", "".join(text for _, text in self._parts))
         elif event.kind == "awarded" and not self._shown:
             self._tell(f"{event.worker} is at work", passing=True)
+        elif event.kind == "planned":
+            self._tell(event.why, passing=True)
         elif event.kind == "progress" and not self._shown:
             share = "" if event.fraction is None else f"{event.fraction:.0%} "
             self._tell(f"{share}{event.note or ''}".strip(), passing=True)

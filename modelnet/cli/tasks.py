@@ -43,6 +43,12 @@ def submit(
     require: Annotated[list[str] | None, typer.Option(help="model=…, worker=…, owner=…, labels.KEY=…")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As --require, for what must not hold.")] = None,
     contract: Annotated[str | None, typer.Option(help="Digest of the contract to be kept.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="auction (default), spot, race, panel, cascade, or auto: the network chooses.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Workers in a race (2), a panel or a cascade (3).")] = None,
+    check: Annotated[str | None, typer.Option(help="Capability that says whether a cascade's answer passes.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Without one: least `confidence` of an answer, 0.7.")] = None,
     id: Annotated[str | None, typer.Option("--id", help="An id of your own: repeating the call is harmless.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the task's id and leave it running.")] = False,
     cancel_on_disconnect: Annotated[
@@ -65,6 +71,8 @@ def submit(
         value = parse_input(input)
         seconds = parse_duration(deadline)
         requirements, exclusions = parse_selector(require), parse_selector(exclude)
+        named = {"kind": strategy, "width": width, "check": check, "confidence": confidence}
+        how = {key: item for key, item in named.items() if item is not None}
         chosen = id or new_id()  # known before it is sent, so that Ctrl-C can cancel it however far it came
         async with modelnet.connect(config=config) as net:
             try:
@@ -78,6 +86,7 @@ def submit(
                     require=requirements,
                     exclude=exclusions,
                     contract=contract,
+                    strategy=how,
                     id=chosen,
                     cancel_on_disconnect=cancel_on_disconnect,
                     follow=not detach,

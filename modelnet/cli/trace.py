@@ -47,6 +47,7 @@ def trace_object(found: TaskTrace) -> dict[str, Any]:
         "auctions": [{**transcript.to_dict(), "why": why(transcript)} for _, transcript in found.transcripts],
         "attempts": attempts(found),
         "timeline": [{"ms": ms, "event": what} for ms, what in timeline(found)],
+        "parts": [trace_object(part) for part in found.parts],
         "final": final.to_dict() if final else None,
     }
 
@@ -67,6 +68,10 @@ def why(transcript: Transcript) -> str:
 
     if transcript.rule == "posted":
         return f"a newcomer is tried, at the posted price {transcript.price}"
+    if transcript.rule == "offered":
+        count = len(transcript.bids)
+        among = f"of {count} standing offers" if count > 1 else "the only standing offer"
+        return f"best score {transcript.bids[0].score:.1f}, {among}; paid what it offers: {transcript.price}"
     if transcript.rule == "asked":
         slow = "by what is known of their times no bid is worth its price"
         return f"{slow}; {transcript.winner} is believed, and paid what it asks: {transcript.price}"
@@ -103,6 +108,9 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
         start = min(start, final[0] - final[1].timings.total_ms / 1e3)
     events = [(start, "submitted")]
     for at, transcript in found.transcripts:
+        if transcript.closed_by == "offers":
+            events.append((at, f"took one of {len(transcript.bids)} standing offers"))
+            continue
         events.append((at - transcript.window_ms / 1e3, f"asked {transcript.asked} for bids"))
         events.append((at, f"closed: {len(transcript.bids)} bids, {transcript.closed_by.replace('_', ' ')}"))
     for at, entry in found.journal:
@@ -110,6 +118,8 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
             events.append((at, f"awarded to {entry.worker} for {entry.price} (attempt {entry.attempt})"))
         elif entry.kind == "waiting":
             events.append((at, f"waiting: {entry.reason.replace('_', ' ')}"))
+        elif entry.kind == "planned":
+            events.append((at, entry.why))
         elif entry.kind == "cancel":
             events.append((at, "cancel asked"))
         else:
@@ -122,10 +132,12 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
 def _show(found: TaskTrace) -> None:
     console = wide_console()
     for _, transcript in found.transcripts:
+        how = "standing offers" if transcript.closed_by == "offers" else "auction"
         console.print(
-            f"auction for attempt {transcript.attempt}: {transcript.capability}, budget {transcript.budget}",
-            style="bold",
+            f"{how} for attempt {transcript.attempt}: {transcript.capability}, budget {transcript.budget}", style="bold"
         )
+        if transcript.strategy:
+            console.print(f"  {transcript.strategy}", highlight=False)
         table = make_table(
             "worker", *(numbers := ("price", "p50 ms", "p90 ms", "quality", "value", "score")), "", right=numbers
         )
@@ -153,5 +165,17 @@ def _show(found: TaskTrace) -> None:
                 f"{usage['prompt_tokens']}+{usage['completion_tokens']}" if usage else "",
             )
         console.print(table)
+    if found.parts:
+        table = make_table("part", "worker", "price", "status", "total ms", right=("price", "total ms"))
+        for part in found.parts:
+            final = next((entry for _, entry in part.journal if entry.kind == "final"), None)
+            if final is None:
+                table.add_row(part.task, part.attempts[-1]["worker"] if part.attempts else "", "", "running", "")
+                continue
+            status = final.status if final.error is None else f"{final.status}: {final.error.code}"
+            price = "" if final.price is None else str(final.price)
+            table.add_row(part.task, final.worker or "", price, status, f"{final.timings.total_ms:.1f}")
+        console.print(table)
+        console.print("  modelnet trace PART shows a part's auction", highlight=False)
     for ms, what in timeline(found):
         console.print(f"  {ms:9.1f} ms  {what}", highlight=False)

@@ -14,7 +14,9 @@ from .records import TrackRecords
 from .reference import ReferencePrices
 from .scoring import Offered, Terms
 
-__all__ = ["Auction"]
+__all__ = ["Auction", "ClosedBy"]
+
+ClosedBy = Literal["all_answered", "time_limit", "offers"]
 
 
 class Auction:
@@ -65,6 +67,11 @@ class Auction:
         return self._settled and len(self.bids) + len(self._refusals) >= len(self._candidates)
 
     @property
+    def spot(self) -> bool:
+        """Whether it was decided from standing offers."""
+        return self._decision is not None and self._decision.spot
+
+    @property
     def refused(self) -> bool:
         """Whether anybody said that it cannot."""
         return bool(self._refusals)
@@ -75,9 +82,11 @@ class Auction:
         remaining_s: float,
         prices: ReferencePrices,
         records: TrackRecords | None = None,
+        *,
+        spot: bool = False,
     ) -> None:
         """Decide, and let the reference prices learn what the capability goes for. `records`: to correct claims by, as
-        they stand for the time of the opening."""
+        they stand for the time of the opening. `spot`: the bids are standing offers."""
         known, capability = self._candidates, task.capability
         offered = []
         for who, bid in self.bids.items():
@@ -89,7 +98,7 @@ class Auction:
                 Offered(bid, candidate.owner, candidate.quality, candidate.mean_quality, candidate.cases, times)
             )
         references = prices.references(capability, self.bids.values())
-        decision = decide(self.id, task.id, Terms.of(task, remaining_s), offered, references)
+        decision = decide(self.id, task.id, Terms.of(task, remaining_s), offered, references, spot=spot)
         self._decision, self._standing = decision, deque(decision.order)
         if self._standing and self._standing[0] is not decision.tried:
             prices.learn(capability, self._standing[0].worker, self._standing[0].price)
@@ -115,9 +124,9 @@ class Auction:
         self._standing.popleft()
 
     def transcript(
-        self, task: Task, *, negotiator: str, attempt: int, closed_by: Literal["all_answered", "time_limit"], now: float
+        self, task: Task, *, negotiator: str, attempt: int, closed_by: ClosedBy, why: str, now: float
     ) -> Transcript:
-        """All that the outcome followed from."""
+        """All that the outcome followed from. `why`: of the strategy."""
         decision, won = self._decision, self.winner()
         assert decision is not None
         terms = decision.terms
@@ -142,6 +151,7 @@ class Auction:
             winner=won[0].worker if won else None,
             price=won[1] if won else None,
             rule=decision.rule,
+            strategy=why,
         )
 
     def no_acceptable_bid(self, task: Task) -> ErrorInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modelnet.messages import Award, Awarded, BidRequest, Final, Resume, Transcript, Waiting
+from modelnet.messages import Award, Awarded, BidRequest, Final, Planned, Resume, Task, Transcript, Waiting
 
 from .records import Outcome
 
@@ -13,6 +13,7 @@ __all__ = [
     "Abandon",
     "AskForBids",
     "Bury",
+    "CancelPart",
     "CancelWork",
     "Command",
     "Finished",
@@ -23,6 +24,7 @@ __all__ = [
     "Recall",
     "Record",
     "SendAward",
+    "StartPart",
     "StartTimer",
     "Streamed",
     "Timer",
@@ -71,7 +73,7 @@ class StartTimer:
 class Write:
     """Append an entry to the journal if its last sequence is `expected`; then `on_stored` or `on_refused`."""
 
-    entry: Awarded | Waiting | Final
+    entry: Awarded | Planned | Waiting | Final
     expected: int
 
 
@@ -139,6 +141,22 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class StartPart:
+    """Publish a task that is a part of this one, unless that was done, and follow it: `on_part_awarded` whenever it is,
+    `on_part_ended` when it has."""
+
+    number: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPart:
+    """Nobody needs a part any more."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The Final stands in the journal: acknowledge the task and forget it."""
 
@@ -163,6 +181,8 @@ Command = (
     | Record
     | Learn
     | Hold
+    | StartPart
+    | CancelPart
     | Finished
     | Abandon
 )

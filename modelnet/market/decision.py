@@ -26,12 +26,14 @@ class Decision:
     terms: Terms
     references: Mapping[str, int]
     """The capability's reference price without each bidder's own history, where there is one."""
+    spot: bool = False
+    """Whether the bids are standing offers: each is paid what it offers, which rivals saw no less than the winner."""
 
     def price(self, best: ScoredBid, rest: Sequence[ScoredBid]) -> int:
         """What `best` is paid where `rest` stand behind it."""
         if best is self.tried:
             return self.references[best.worker]
-        if best in self.believed:
+        if self.spot or best in self.believed:
             return best.price
         return payment(self.terms, best, list(rest), self.references.get(best.worker))
 
@@ -46,18 +48,30 @@ class Decision:
     @property
     def rule(self) -> PriceRule:
         """What sets the winner's price."""
+        if self.spot:
+            return "offered"
         if self.believed:
             return "asked"
         return "second_score" if self.tried is None else "posted"
 
 
-def decide(auction: str, task: str, terms: Terms, offered: list[Offered], references: Mapping[str, int]) -> Decision:
-    """Rank the bids and see whether a newcomer is tried.
+def decide(
+    auction: str,
+    task: str,
+    terms: Terms,
+    offered: list[Offered],
+    references: Mapping[str, int],
+    *,
+    spot: bool = False,
+) -> Decision:
+    """Rank the bids and see whether a newcomer is tried. `spot`: they are standing offers.
 
     A task is never left undone for what is known of workers' times alone: a worker that was slow for a while and has no
     rival could not show that it is quick again. It is believed, and paid what it asks: the doubt earns nothing.
     """
     ranking = rank(task, terms, offered)
+    if spot:
+        return Decision(ranking, [], None, terms, references, spot=True)
     believed = [] if ranking and ranking[0].eligible else believable(terms, ranking)
     return Decision(ranking, believed, pick(auction, terms, ranking, references), terms, references)
 
@@ -84,7 +98,8 @@ def recompute(transcript: Transcript) -> Decision:
         )
         for bid in transcript.bids
     ]
-    return decide(transcript.auction, transcript.task, terms, offered, transcript.reference_price)
+    spot = transcript.closed_by == "offers"
+    return decide(transcript.auction, transcript.task, terms, offered, transcript.reference_price, spot=spot)
 
 
 def differences(transcript: Transcript) -> list[str]:

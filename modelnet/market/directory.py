@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from modelnet.messages import Beat, CapabilityCard, Contract, Task, WorkerCard, matches
+from modelnet.messages import Beat, CapabilityCard, Contract, Offer, Task, WorkerCard, matches
 
 from .calibration import load_class
 from .records import TrackRecords
@@ -13,6 +13,9 @@ from .records import TrackRecords
 __all__ = ["Candidate", "Directory"]
 
 _REMEMBERED = 1024
+
+OFFER_FRESH_S = 2.5
+"""Age up to which a standing offer is believed; they come with each beat, and when a slot becomes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class _Entry:
     draining: bool = False
     offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
     """By capability asked for: what the worker serves it with."""
+    offers: dict[str, tuple[float, Offer]] = field(default_factory=dict)
+    """By pattern of its card: its last standing offer, and when that came."""
 
     def serves(self, capability: str) -> CapabilityCard | None:
         """The most exact of the card's capabilities that covers this one."""
@@ -109,6 +114,31 @@ class Directory:
             entry.seen = now
             entry.in_hand = len(beat.running)
             entry.draining = beat.draining
+
+    def hear_offer(self, offer: Offer, now: float) -> None:
+        """Note a standing offer of a known worker for something on its card."""
+        entry = self._live.get(offer.worker)
+        if entry is not None and any(card.pattern == offer.capability for card in entry.card.capabilities):
+            entry.offers[offer.capability] = now, offer
+            entry.free = min(offer.free, entry.card.slots)
+
+    def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Offer]]:
+        """The fresh offers of those of the candidates that name a price and have a free slot."""
+        found = []
+        for candidate in candidates:
+            entry = self._live.get(candidate.worker)
+            served = entry.serves(task.capability) if entry is not None else None
+            if entry is None or served is None or entry.free < 1 or served.pattern not in entry.offers:
+                continue
+            at, offer = entry.offers[served.pattern]
+            if offer.price is not None and now - at <= OFFER_FRESH_S:
+                found.append((candidate, offer))
+        return found
+
+    def free(self, capability: str) -> tuple[int, int]:
+        """Free slots, and all slots, of the living workers that serve the capability."""
+        serving = [entry for entry in self._live.values() if not entry.draining and entry.serves(capability)]
+        return sum(entry.free for entry in serving), sum(entry.card.slots for entry in serving)
 
     def forget(self, worker: str) -> None:
         """Drop a worker that left or is lost."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from modelnet.messages import Awarded, Final, Waiting
+from modelnet.messages import Awarded, Final, Planned, Waiting
 
 from .commands import Write
 
 __all__ = ["Entry", "JournalWriter"]
 
-Entry = Awarded | Waiting | Final
+Entry = Awarded | Planned | Waiting | Final
 
 
 class JournalWriter:

@@ -1,4 +1,4 @@
-"""One task's life, from being taken off the queue to its Final, as a state machine: events in, commands out.
+"""The life of a task that one worker answers, from being taken off the queue to its Final: events in, commands out.
 
     AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there, or
     the ledger answers again
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Literal
 
 from modelnet.messages import (
@@ -24,28 +23,25 @@ from modelnet.messages import (
     Awarded,
     Bid,
     BidRequest,
-    CancelAsked,
     Confirm,
     Decline,
     Done,
     ErrorInfo,
     Features,
     Final,
-    JournalEntry,
+    Offer,
     Refusal,
     Task,
     Timings,
     Waiting,
 )
 
-from .auction import Auction
+from .auction import Auction, ClosedBy
 from .commands import (
-    Abandon,
     AskForBids,
     Bury,
     CancelWork,
     Command,
-    Finished,
     Hold,
     Learn,
     ReadStream,
@@ -59,27 +55,16 @@ from .commands import (
 )
 from .directory import Candidate
 from .funds import Funds
-from .journal_writer import JournalWriter
+from .journal_writer import Entry
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
+from .strategy import Plan
+from .undertaking import Journal, State, Status, Undertaking
 
-__all__ = ["Negotiation", "Policy", "State"]
+__all__ = ["Negotiation", "Policy"]
 
-_CANCELLED = ErrorInfo(code="cancelled", message="cancelled")
-
-
-class State(Enum):
-    """Where the task stands with this negotiator."""
-
-    AUCTIONING = auto()
-    AWARDING = auto()
-    RUNNING = auto()
-    RECALLING = auto()
-    READING = auto()
-    WAITING = auto()
-    FINISHING = auto()
-    DONE = auto()
+_AUCTION = Plan("auction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +108,8 @@ class _Attempt:
     """That median as corrected by what was known of its worker then."""
 
 
-class Negotiation:
-    """One task in one negotiator's hands. Every method returns the commands to carry out, in order."""
+class Negotiation(Undertaking):
+    """A task that one worker answers, after an auction or from its standing offer."""
 
     def __init__(
         self,
@@ -139,25 +124,27 @@ class Negotiation:
         records: TrackRecords | None = None,
         now: float,
         age_s: float,
-        journal: Sequence[tuple[int, JournalEntry | None]] = (),
+        journal: Journal = (),
         charged: bool = False,
+        plan: Plan = _AUCTION,
+        standing: Callable[[Sequence[Candidate]], Sequence[tuple[Candidate, Offer]]] = lambda _: (),
     ) -> None:
-        """`age_s`: how long ago the server stamped the task. `journal`: its entries with their sequences, if any; None
-        stands for one that cannot be read. `charged`: whether its tenant's money must be held before an award.
+        """`age_s`: how long ago the server stamped the task. `charged`: whether its tenant's money must be held before
+        an award. `plan`: `spot`, or an auction.
 
-        `find(excluded)` gives the workers that may answer now, and whether the directory is settled.
+        `find(excluded)` gives the workers that may answer now, and whether the directory is settled;
+        `standing(candidates)` the standing offers of those that have a slot free.
         """
-        self.task = task
-        self.state = State.AUCTIONING
+        super().__init__(task, negotiator=negotiator, now=now, age_s=age_s)
+        self._plan, self._standing = plan, standing
+        self._spot = plan.kind == "spot"
+        """Whether a standing offer may be taken next; once, then bids are asked for."""
         self._features = features
-        self._negotiator = negotiator
         self._policy = policy
         self._new_id = new_id
         self._find = find
         self._prices = prices
         self._records = records
-        self._submitted_at = now - age_s
-        self._deadline = self._submitted_at + task.deadline_s
         self._opened_at: float | None = None
         self._negotiating_s = 0.0
         self._auction = Auction("", (), settled=False, now=now)
@@ -171,14 +158,11 @@ class Negotiation:
         self._silent: list[str] = []
         self._last_error = ErrorInfo(code="failed", message="")
         self._streamed = Streamed()
-        self._final: Final | None = None
         self._funds = Funds(task.budget if charged else None)
-        self._closed_by: Literal["all_answered", "time_limit"] | None = None
+        self._closed_by: ClosedBy | None = None
         """Why the open auction would be closed, while it waits for the tenant's money."""
         self._waiting_reason: WaitingReason | None = None
         self._told_waiting: str | None = None
-        self._writer = JournalWriter()
-        self._cancel_asked = False
         self._catch_up(journal)
 
     @property
@@ -219,27 +203,14 @@ class Negotiation:
 
     # ------------------------------------------------------------------ beginning and waiting
 
-    def begin(self, now: float, *, queue: bool = False) -> list[Command]:
-        """Take the task in hand. `queue`: others wait for the same capability, so it waits behind them."""
-        if self._final is not None:
-            self.state = State.DONE
-            return [Finished(self._final)]
-        if self._cancel_asked:
-            return self._cancel(_CANCELLED, now)
-        if now >= self._deadline:
-            return [*self._stop_work(), *self._expire(now)]
-        timer = StartTimer("deadline", "", self._deadline - now)
+    def _start(self, now: float, *, queue: bool) -> list[Command]:
         if self._attempt is not None:
             self.state = State.RECALLING
-            return [timer, Recall(self._attempt.worker, self._attempt.number, self._attempt.auction)]
+            return [Recall(self._attempt.worker, self._attempt.number, self._attempt.auction)]
         if queue:
             self._opened_at = now
-            return [timer, *self._wait("busy")]
-        return [timer, *self._open_auction(now)]
-
-    def reject(self, error: ErrorInfo, now: float) -> list[Command]:
-        """End a task that should never have been asked for: unknown capability, contract violation."""
-        return self._finish("failed", now, error)
+            return self._wait("busy")
+        return self._open_auction(now)
 
     def on_recalled(self, attempt: int, answer: Literal["running", "unknown", "silent"], now: float) -> list[Command]:
         """What the worker says of the attempt that this negotiator found in the journal."""
@@ -285,6 +256,10 @@ class Negotiation:
                 return [*self._bury(), *self._finish("failed", now, self._last_error)]
             return self._wait("no_worker")
         self.state, self._closed_by = State.AUCTIONING, None
+        if self._spot:
+            self._spot = False
+            if offers := self._standing(found):
+                return self._take_offer(offers, now)
         self._auction = Auction(self._new_id(), found, settled=settled, now=now)
         task, window_s = self.task, min(self._policy.window_s, max(self._deadline - now, 1e-3))
         request = BidRequest.model_construct(
@@ -301,6 +276,21 @@ class Negotiation:
         funds = self._funds.ask(self._deadline - now)
         return [AskForBids(request), *funds, StartTimer("window", self._auction.id, window_s)]
 
+    def _take_offer(self, offers: Sequence[tuple[Candidate, Offer]], now: float) -> list[Command]:
+        """An auction in which nobody is asked: the standing offers are the bids."""
+        self._auction = auction = Auction(self._new_id(), [candidate for candidate, _ in offers], settled=True, now=now)
+        for candidate, offer in offers:
+            assert offer.price is not None
+            bid = Bid.model_construct(
+                auction=auction.id,
+                worker=candidate.worker,
+                price=offer.price,
+                p50_ms=offer.p50_ms,
+                p90_ms=max(offer.p90_ms, offer.p50_ms),
+            )
+            auction.take(bid, None)
+        return [*self._funds.ask(self._deadline - now), *self._close("offers", now)]
+
     def on_bid(self, reply: Bid | Refusal, now: float, newcomer: Candidate | None = None) -> list[Command]:
         """A bid or refusal. `newcomer`: what is known of a bidder that was unknown when the request went out."""
         if self.state is not State.AUCTIONING or reply.auction != self._auction.id or reply.worker in self._failed:
@@ -311,7 +301,7 @@ class Negotiation:
 
     def on_held(self, refusal: ErrorInfo | None, now: float) -> list[Command]:
         """The ledger holds the tenant's money, or says why it does not."""
-        if not self._funds.asked or self.state in (State.FINISHING, State.DONE):
+        if not self._funds.asked or self.over:
             return []
         if refusal is not None:
             return self._finish("failed", now, refusal)
@@ -324,12 +314,12 @@ class Negotiation:
 
     def on_ledger_away(self) -> list[Command]:
         """The ledger did not answer. The auction is void: by the time it does, its bids may be."""
-        if not self._funds.asked or self.state in (State.FINISHING, State.DONE):
+        if not self._funds.asked or self.over:
             return []
         self._funds.delay()
         return self._wait("ledger_away")
 
-    def _close(self, closed_by: Literal["all_answered", "time_limit"], now: float) -> list[Command]:
+    def _close(self, closed_by: ClosedBy, now: float) -> list[Command]:
         if not self._funds.ready:
             self._closed_by = closed_by
             return []
@@ -337,9 +327,17 @@ class Negotiation:
         self._bids_taken += len(auction.bids)
         if not auction.bids:
             return self._wait("busy" if auction.refused else "no_bids")
-        auction.close(self.task, self._deadline - now, self._prices, self._records)
+        spot = closed_by == "offers"
+        auction.close(self.task, self._deadline - now, self._prices, self._records, spot=spot)
+        if spot and auction.winner() is None:
+            return self._open_auction(now)
         transcript = auction.transcript(
-            self.task, negotiator=self._negotiator, attempt=self._attempts + 1, closed_by=closed_by, now=now
+            self.task,
+            negotiator=self._negotiator,
+            attempt=self._attempts + 1,
+            closed_by=closed_by,
+            why=self._plan.why,
+            now=now,
         )
         if auction.winner() is None:
             return [Record(transcript), *self._finish("failed", now, auction.no_acceptable_bid(self.task))]
@@ -429,7 +427,7 @@ class Negotiation:
         self._attempt, self._last_attempt = None, current
         if self._auction.winner() is not None:
             return [*commands, *self._award(now)]
-        if reply is not None and reply.reason not in ("too_long", "unsupported"):
+        if reply is not None and reply.reason not in ("too_long", "unsupported") and not self._auction.spot:
             return [*commands, *self._wait("busy")]
         return [*commands, *self._open_auction(now)]
 
@@ -544,20 +542,6 @@ class Negotiation:
 
     # ------------------------------------------------------------------ the end
 
-    def on_cancel(self, sequence: int, now: float) -> list[Command]:
-        """The owner's cancel stands in the journal, at `sequence`."""
-        if self.state in (State.FINISHING, State.DONE):
-            return []  # decided by the fence: this write or the read-back after it
-        if self._writer.outstanding is None:
-            self._writer.sequence = max(self._writer.sequence, sequence)
-        return self._cancel(_CANCELLED, now)
-
-    def on_client_gone(self, now: float) -> list[Command]:
-        """The client is gone that wanted its task cancelled then."""
-        if self.state in (State.FINISHING, State.DONE):
-            return []
-        return self._cancel(ErrorInfo(code="client_gone", message="cancelled: its client is gone"), now)
-
     def on_timer(self, timer: Timer, key: str, now: float) -> list[Command]:
         """A timer that was started has run out."""
         if timer == "window" and self.state is State.AUCTIONING and key == self._auction.id:
@@ -568,9 +552,9 @@ class Negotiation:
             return [*self._funds.ask(self._deadline - now)]
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):
             return self.on_award_reply(self._attempt.number, None, now)
-        if timer == "deadline" and self.state not in (State.FINISHING, State.DONE):
+        if timer == "deadline" and not self.over:
             late = self._attempt if self.state is State.RUNNING else None
-            commands = [*self._stop_work(), *self._expire(now)]
+            commands = super().on_timer(timer, key, now)
             # It had the time that it had asked for: else the deadline was too near, which is nobody's fault.
             if late is not None and late.claimed_ms is not None and now - late.awarded_at > late.claimed_ms[1] / 1e3:
                 commands += self._learn(late, "timeout", False, now)
@@ -587,17 +571,12 @@ class Negotiation:
         attempt = self._attempt
         return [CancelWork(attempt.worker, attempt.number, attempt.auction)] if attempt is not None else []
 
-    def _cancel(self, error: ErrorInfo, now: float) -> list[Command]:
-        return [*self._stop_work(), *self._finish("cancelled", now, error)]
-
-    def _expire(self, now: float) -> list[Command]:
-        why = f" ({self._waiting_reason.replace('_', ' ')})" if self._waiting_reason and not self._attempt else ""
-        message = f"the deadline of {self.task.deadline_s:g} s passed{why}"
-        return self._finish("expired", now, ErrorInfo(code="expired", message=message))
+    def _waited_for(self) -> str:
+        return self._waiting_reason.replace("_", " ") if self._waiting_reason and not self._attempt else ""
 
     def _finish(
         self,
-        status: Literal["completed", "failed", "expired", "cancelled"],
+        status: Status,
         now: float,
         error: ErrorInfo | None,
         done: Done | None = None,
@@ -641,58 +620,18 @@ class Negotiation:
 
     def on_stored(self, sequence: int) -> list[Command]:
         """The outstanding entry was stored."""
-        entry = self._writer.stored(sequence)
-        if isinstance(entry, Final):
-            self.state = State.DONE
-            return [Finished(entry)]
+        commands = super().on_stored(sequence)
         if self.state is State.READING and self._writer.idle:
             return [ReadStream()]
-        return [*self._writer.next()]
+        return commands
 
-    def on_refused(self, journal: Sequence[tuple[int, JournalEntry | None]], now: float) -> list[Command]:
-        """The outstanding entry was refused, or its acknowledgement lost; `journal` is what stands there now."""
-        entry = self._writer.outstanding
-        if entry is None:
-            return []
-        cancelled = False
-        for sequence, found in journal:
-            if sequence <= self._writer.sequence:
-                continue
-            if found is not None and found.encode() == entry.encode():
-                return self.on_stored(sequence)
-            self._writer.sequence = sequence
-            if isinstance(found, Final):
-                self._writer.outstanding, self.state, self._final = None, State.DONE, found
-                return [*self._stop_work(), Finished(found)]
-            if isinstance(found, Awarded):
-                self._writer.outstanding, self.state = None, State.DONE
-                return [*self._stop_work(), Abandon()]
-            cancelled |= isinstance(found, CancelAsked)
-        self._writer.outstanding = None
-        if cancelled:
-            self._writer.keep(lambda _: False)
-            return self._cancel(_CANCELLED, now)
-        return [*self._writer.write(entry)]
-
-    def _catch_up(self, journal: Sequence[tuple[int, JournalEntry | None]]) -> None:
-        """Take over what another negotiator, or this one before, has decided."""
-        for sequence, entry in journal:
-            self._writer.sequence = sequence
-            if isinstance(entry, Awarded):
-                self._attempts = entry.attempt
-                self._attempt = _Attempt(
-                    entry.attempt,
-                    entry.worker,
-                    entry.owner,
-                    entry.price,
-                    entry.auction,
-                    entry.contract,
-                    entry.continues,
-                )
-                self._funds.found(entry.held)
-                self._failed, self._lost = set(entry.failed), list(entry.lost)
-                self._errors = len(self._failed)
-            elif isinstance(entry, CancelAsked):
-                self._cancel_asked = True
-            elif isinstance(entry, Final):
-                self._final = entry
+    def _take_over(self, entry: Entry) -> None:
+        if not isinstance(entry, Awarded):
+            return
+        self._attempts = entry.attempt
+        self._attempt = _Attempt(
+            entry.attempt, entry.worker, entry.owner, entry.price, entry.auction, entry.contract, entry.continues
+        )
+        self._funds.found(entry.held)
+        self._failed, self._lost = set(entry.failed), list(entry.lost)
+        self._errors = len(self._failed)

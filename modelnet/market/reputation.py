@@ -19,7 +19,7 @@ from typing import Literal
 
 __all__ = ["ESTABLISHED", "Estimate", "Reputation", "Source", "outcome_weight"]
 
-Source = Literal["checker", "contract", "audit", "error", "timeout", "lost", "decommitted"]
+Source = Literal["checker", "contract", "audit", "panel", "error", "timeout", "lost", "decommitted"]
 """What has found that an answer was good or bad."""
 
 HALF_LIFE_S = 3 * 86_400.0
@@ -38,13 +38,14 @@ UNCLAIMED_QUALITY = 0.8
 BOUND = 0.2
 """The quality that a worker is reckoned with is exceeded with a probability of one minus this."""
 
-GAIN: dict[Source, float] = {"checker": 1.0, "contract": 0.25, "audit": 1.0}
+GAIN: dict[Source, float] = {"checker": 1.0, "contract": 0.25, "audit": 1.0, "panel": 0.5}
 """Weight of an answer that passed, before its price is looked at: the right shape alone says little."""
 
 LOSS: dict[Source, float] = {
     "checker": 1.0,
     "contract": 1.0,
     "audit": 4.0,
+    "panel": 1.0,
     "error": 1.0,
     "timeout": 1.0,
     "lost": 1.0,

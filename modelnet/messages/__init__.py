@@ -23,7 +23,7 @@ from .audit import PriceRule, ScoredBid, Transcript
 from .base import Capability, Digest, Identifier, Message, Micro, Part, Pattern, is_capability, matches, new_id
 from .contract import Contract, digest_of
 from .dead_letter import DeadLetter
-from .journal import Awarded, CancelAsked, JournalEntry, Waiting, decode_entry
+from .journal import Awarded, CancelAsked, JournalEntry, Planned, Waiting, decode_entry, part_id
 from .reference import Reference
 from .result import (
     Delta,
@@ -38,7 +38,7 @@ from .result import (
     Usage,
     decode_event,
 )
-from .task import DEFAULT_BUDGET, DEFAULT_DEADLINE_S, MAX_DEADLINE_S, Selector, Task
+from .task import DEFAULT_BUDGET, DEFAULT_DEADLINE_S, MAX_DEADLINE_S, Selector, Strategy, StrategyKind, Task
 from .worker import Beat, CapabilityCard, Drain, Offer, RollCall, RunningAttempt, WorkerCard
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "Output",
     "Part",
     "Pattern",
+    "Planned",
     "PriceRule",
     "Progress",
     "Reference",
@@ -90,6 +91,8 @@ __all__ = [
     "RunningAttempt",
     "ScoredBid",
     "Selector",
+    "Strategy",
+    "StrategyKind",
     "Task",
     "Timings",
     "Transcript",
@@ -104,4 +107,5 @@ __all__ = [
     "is_capability",
     "matches",
     "new_id",
+    "part_id",
 ]

@@ -10,7 +10,7 @@ from .base import Capability, Identifier, Message, Micro, Part
 
 __all__ = ["PriceRule", "ScoredBid", "Transcript"]
 
-PriceRule = Literal["second_score", "posted", "asked"]
+PriceRule = Literal["second_score", "posted", "asked", "offered"]
 
 
 class ScoredBid(Part):
@@ -49,7 +49,12 @@ class Transcript(Message):
     capability: Capability
     negotiator: Identifier
     attempt: int = Field(ge=1, description="The attempt it was held for.")
-    closed_by: Literal["all_answered", "time_limit"]
+    closed_by: Literal["all_answered", "time_limit", "offers"] = Field(
+        description="`offers`: nobody was asked, the bids are standing offers."
+    )
+    strategy: str = Field(
+        default="", max_length=512, description="Why it is an auction, or none, where that was chosen."
+    )
     asked: int = Field(ge=0, description="Live eligible workers when the request went out.")
     window_ms: float = Field(ge=0, description="From request to close.")
     remaining_ms: float = Field(description="Until the deadline, at the close.")
@@ -65,5 +70,5 @@ class Transcript(Message):
     rule: PriceRule = Field(
         default="second_score",
         description="What set the price; `posted`: a newcomer was tried; `asked`: nobody is worth its price by what is "
-        "known of its time, and the best by what it claims is paid what it asks.",
+        "known of its time, and the best by what it claims is paid what it asks; `offered`: its standing offer.",
     )

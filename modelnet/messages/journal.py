@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -9,7 +10,10 @@ from pydantic import Field, TypeAdapter
 from .base import Digest, Identifier, Message, Micro
 from .result import Final
 
-__all__ = ["Awarded", "CancelAsked", "JournalEntry", "Waiting", "decode_entry"]
+__all__ = ["Awarded", "CancelAsked", "JournalEntry", "Planned", "Waiting", "decode_entry", "part_id"]
+
+_OPENING = 52
+"""Characters of a task's id that its parts' ids begin with."""
 
 
 class Awarded(Message):
@@ -40,6 +44,27 @@ class Awarded(Message):
     negotiator: Identifier
 
 
+class Planned(Message):
+    """The task is made of parts, tasks of their own. Says all that a negotiator needs to know that takes it over."""
+
+    kind: Literal["planned"] = "planned"
+    task: Identifier
+    strategy: Literal["race", "panel", "cascade"]
+    width: int = Field(ge=1, description="How many workers may answer.")
+    workers: tuple[Identifier, ...] = Field(
+        default=(), description="A cascade's, in the order in which they are asked."
+    )
+    why: str = Field(max_length=512, description="Why this strategy, for people.")
+    negotiator: Identifier
+
+
+def part_id(task: str, number: int) -> str:
+    """The id of a task's part: the same for whoever publishes it."""
+    if len(task) > _OPENING:
+        task = hashlib.blake2b(task.encode(), digest_size=_OPENING // 2).hexdigest()
+    return f"{task}-part{number}"
+
+
 class Waiting(Message):
     """The task cannot be given to a worker now, and why."""
 
@@ -56,10 +81,10 @@ class CancelAsked(Message):
     task: Identifier
 
 
-JournalEntry = Annotated[Awarded | Waiting | CancelAsked | Final, Field(discriminator="kind")]
-_ENTRY: TypeAdapter[Awarded | Waiting | CancelAsked | Final] = TypeAdapter(JournalEntry)
+JournalEntry = Annotated[Awarded | Planned | Waiting | CancelAsked | Final, Field(discriminator="kind")]
+_ENTRY: TypeAdapter[Awarded | Planned | Waiting | CancelAsked | Final] = TypeAdapter(JournalEntry)
 
 
-def decode_entry(body: bytes) -> Awarded | Waiting | CancelAsked | Final:
+def decode_entry(body: bytes) -> Awarded | Planned | Waiting | CancelAsked | Final:
     """The entry in `body`; raises `pydantic.ValidationError`."""
     return _ENTRY.validate_json(body)

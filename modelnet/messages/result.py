@@ -131,6 +131,9 @@ class Final(Message):
         default=None, ge=1, description="One above the accepted attempt's last event; null where none was accepted."
     )
     bids: int = Field(default=0, ge=0, description="Bids taken, over all auctions.")
+    parts: tuple[Identifier, ...] = Field(
+        default=(), description="Tasks that it was made of; each is paid for by itself, `price` is their sum so far."
+    )
     usage: Usage | None = None
     error: ErrorInfo | None = None
     negotiator: Identifier

@@ -9,19 +9,24 @@ from pydantic import Field
 from .base import Capability, Digest, Identifier, Message, Micro, Part, new_id
 from .reference import Reference
 
-__all__ = ["DEFAULT_BUDGET", "DEFAULT_DEADLINE_S", "MAX_DEADLINE_S", "Selector", "Task"]
+__all__ = ["DEFAULT_BUDGET", "DEFAULT_DEADLINE_S", "MAX_DEADLINE_S", "Selector", "Strategy", "StrategyKind", "Task"]
+
+StrategyKind = Literal["auto", "auction", "spot", "race", "panel", "cascade"]
 
 DEFAULT_BUDGET = 1_000
 DEFAULT_DEADLINE_S = 300.0
 MAX_DEADLINE_S = 86_400.0
 
 
+OneOf = str | tuple[str, ...] | None
+
+
 class Selector(Part):
     """Properties of a worker. Required: all named must hold; excluded: any that holds rules the worker out."""
 
-    model: str | None = Field(default=None, description="Name of the model that answers.")
-    worker: str | None = Field(default=None, description="Id of the worker.")
-    owner: str | None = Field(default=None, description="Who owns the worker.")
+    model: OneOf = Field(default=None, description="Name of the model that answers, or one of these.")
+    worker: OneOf = Field(default=None, description="Id of the worker, or one of these.")
+    owner: OneOf = Field(default=None, description="Who owns the worker, or one of these.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the worker, each by exact value.")
 
     def __bool__(self) -> bool:
@@ -29,9 +34,36 @@ class Selector(Part):
 
     def holds(self, worker: str, owner: str, model: str | None, labels: dict[str, str]) -> list[bool]:
         """One truth value for each property that this selector names."""
-        named = [(self.model, model), (self.worker, worker), (self.owner, owner)]
+        named: list[tuple[OneOf, str | None]] = [(self.model, model), (self.worker, worker), (self.owner, owner)]
         named += [(value, labels.get(key)) for key, value in self.labels.items()]
-        return [wanted == has for wanted, has in named if wanted is not None]
+        return [
+            has in wanted if isinstance(wanted, tuple) else has == wanted for wanted, has in named if wanted is not None
+        ]
+
+
+class Strategy(Part):
+    """How workers are chosen, and how many work on the task.
+
+    `auction`: sealed bids, the best wins. `spot`: the best standing offer, without asking; an auction if none is taken.
+    `race`: two start, the first good answer wins. `panel`: workers of different owners answer, the majority wins.
+    `cascade`: the cheapest first, the next only if its answer is not good enough. `auto`: the network chooses, and says
+    why in the trace.
+    """
+
+    kind: StrategyKind = "auction"
+    width: int | None = Field(
+        default=None, ge=1, le=9, description="Most workers: 2 in a race, 3 in a panel or a cascade if null."
+    )
+    check: Capability | None = Field(
+        default=None,
+        description="A cascade's checker: it gets {capability, input, output} and answers {passed: true or false}.",
+    )
+    confidence: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="Without a checker a cascade takes an answer whose `confidence` is this, or that has none.",
+    )
 
 
 class Task(Message):
@@ -58,7 +90,8 @@ class Task(Message):
         default=DEFAULT_DEADLINE_S, gt=0, le=MAX_DEADLINE_S, description="Seconds from the server's timestamp."
     )
     priority: int = Field(default=5, ge=0, le=9, description="0 (can wait) to 9 (urgent).")
-    strategy: Literal["auction"] = Field(default="auction", description="How a worker is chosen.")
+    strategy: Strategy = Field(default_factory=Strategy, description="How workers are chosen, and how many.")
+    parent: Identifier | None = Field(default=None, description="The task of the same tenant that this is a part of.")
     require: Selector = Field(default_factory=Selector, description="Properties the worker must have.")
     exclude: Selector = Field(default_factory=Selector, description="Properties the worker must not have.")
     contract: Digest | None = Field(default=None, description="Digest of the contract the worker must have announced.")

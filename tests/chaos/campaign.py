@@ -70,6 +70,8 @@ class Campaign:
                 async with asyncio.TaskGroup() as strikes:
                     await self._strike_all(strikes, load_s)
                 self._say(f"{len(self._faults)} faults are over; waiting for every task's end")
+                for client in self._fleet.of("client"):
+                    client.signal(signal.SIGUSR1)
                 await asyncio.gather(*(client.ended() for client in self._fleet.of("client")))
                 guard.cancel()
             return await take_stock(

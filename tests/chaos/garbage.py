@@ -76,7 +76,7 @@ def _is_object(body: bytes) -> bool:
         return False
 
 
-_ENTRIES = (m.Awarded, m.Waiting, m.CancelAsked, m.Final)
+_ENTRIES = (m.Awarded, m.Planned, m.Waiting, m.CancelAsked, m.Final)
 _EVENTS = (m.Delta, m.Progress, m.Output, m.Failure)
 _ENTRY, _EVENT = _reads(m.decode_entry), _reads(m.decode_event)
 

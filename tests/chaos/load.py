@@ -4,7 +4,8 @@
 
 `MODELNET_URL` and `MODELNET_TENANT` as for any client. What happened goes to the file, a JSON object a line: `accepted`
 when the task stream has acknowledged a task, `ended` when its reader saw the Final, `hung` when it did not in time.
-SIGTERM ends the publishing; the process ends when every task has.
+It publishes on beyond its tasks until SIGUSR1 says that the faults are over: one that waits for a moment in the life of
+a task needs tasks. SIGTERM ends the publishing at once; the process ends when every task has.
 """
 
 from __future__ import annotations
@@ -51,16 +52,18 @@ class Load:
         self._open = asyncio.Semaphore(MOST_AT_ONCE)
         self._model_tasks = json.loads(args.model_tasks.read_text()) if args.model_tasks else []
         self.stop = asyncio.Event()
+        self.enough = asyncio.Event()
 
     def _write(self, what: str, **fields: Any) -> None:
         os.write(self._out, (json.dumps({"what": what, "tenant": self._tenant, **fields}) + "\n").encode())
 
     async def run(self) -> None:
-        """Publish until the count is reached or `stop` is set, then wait for every end."""
+        """Publish until the count is reached and there is `enough`, or until `stop`; then wait for every end."""
         clock = asyncio.get_running_loop().time
-        due = clock()
+        due, published = clock(), 0
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._args.tasks):
+            while published < self._args.tasks or not self.enough.is_set():
+                published += 1
                 await self._open.acquire()
                 due = max(due + 1 / self._args.rate, clock() - 2.0)  # after a halt it catches up a little, not all
                 with contextlib.suppress(TimeoutError):
@@ -175,6 +178,7 @@ async def main() -> None:
     async with modelnet.connect() as net:
         load = Load(net, args)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, load.enough.set)
         print("load_started", flush=True)
         await load.run()
 

@@ -27,6 +27,7 @@ from modelnet.messages import (
     Features,
     Final,
     JournalEntry,
+    Planned,
     Refusal,
     Resume,
     Task,
@@ -234,7 +235,7 @@ class Table:
         return commands
 
 
-def entry(commands: Sequence[Command]) -> Awarded | Waiting | Final:
+def entry(commands: Sequence[Command]) -> Awarded | Planned | Waiting | Final:
     """The only entry written."""
     return one(commands, Write).entry
 

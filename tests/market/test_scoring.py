@@ -194,7 +194,7 @@ def test_bounds_of_the_payment(found: list[Offered], reference: int | None) -> N
         if reference is not None:
             assert paid <= max(winner.price, RESERVE_MARGIN * reference)
         # The publisher is never worse off than with the runner-up at its own price.
-        assert winner.value - paid >= max([SCORE_FLOOR, *(b.score for b in rest)]) - 1e-6
+        assert winner.value - paid >= max([SCORE_FLOOR, *(b.score for b in rest)]) - 1
 
 
 @given(bids)

@@ -20,7 +20,7 @@ DECODERS = [m.decode_bid_reply, m.decode_award_reply, m.decode_entry, m.decode_e
 UNIONS = [
     (m.decode_bid_reply, (m.Bid, m.Refusal)),
     (m.decode_award_reply, (m.Confirm, m.Decline)),
-    (m.decode_entry, (m.Awarded, m.Waiting, m.CancelAsked, m.Final)),
+    (m.decode_entry, (m.Awarded, m.Planned, m.Waiting, m.CancelAsked, m.Final)),
     (m.decode_event, (m.Delta, m.Progress, m.Output, m.Failure)),
 ]
 

@@ -103,6 +103,11 @@ class Network:
         """Those that run."""
         return [party for party in self._apps if isinstance(party, Negotiator)]
 
+    @property
+    def workers(self) -> list[modelnet.Worker]:
+        """Those that have joined."""
+        return [party for party in self._apps if isinstance(party, modelnet.Worker)]
+
     async def negotiator(self, **changes: Any) -> Negotiator:
         """Start a negotiator; it returns once workers who live have been heard, or would have been."""
         config = self.config.model_copy(update=changes)

@@ -160,7 +160,7 @@ async def test_a_task_whose_input_is_gone_fails(network: Network) -> None:
     worker = await echo(network, "inputless")
     reference = Reference(name="default.k.none", size=MIB, chunks=8, digest="sha256:" + "0" * 64, key="k" * 43 + "=")
     task = Task(capability="large.inputless", input_ref=reference)
-    await network.client._publish(task, task.encode())
+    await network.client.publish(task)
     final = await network.client.task(task.id).final()
     assert (final.status, final.error and final.error.code) == ("failed", "object_lost")
     await network.stop(worker)

@@ -12,7 +12,7 @@ import modelnet
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.errors import MalformedInput, TooLarge, UnknownTask
 from modelnet.following import Following
-from modelnet.messages import Awarded, Delta, Final, Waiting, new_id
+from modelnet.messages import Awarded, Delta, Final, Planned, Waiting, new_id
 from modelnet.reader import StreamEvent
 from tests.network.stage import PATIENCE_S, Network, events, until
 
@@ -225,7 +225,7 @@ async def test_a_stream_is_resumed_behind_any_event(network: Network) -> None:
         last = whole[place]
         rest = [event async for event in network.client.task(task.id).stream(resume_after=last)]
         assert rest == whole[place + 1 :]
-        assert not isinstance(last, Final | Waiting | Awarded)
+        assert not isinstance(last, Final | Planned | Waiting | Awarded)
         assert [event async for event in task.stream(resume_after=last.number)] == rest
     assert task.text == "".join(WORDS)
     with pytest.raises(MalformedInput, match="no number"):

@@ -28,6 +28,7 @@ from modelnet.messages import (
     Features,
     Final,
     Output,
+    Planned,
     Refusal,
     Resume,
     RunningAttempt,
@@ -467,7 +468,7 @@ class Shell(Party):
         world.send(None, arrive)
         world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(lambda n: n.on_ledger_away())))
 
-    def _write(self, task: str, held: _Held, entry: Awarded | Waiting | Final, expected: int) -> None:
+    def _write(self, task: str, held: _Held, entry: Awarded | Planned | Waiting | Final, expected: int) -> None:
         world = self.world
         held.token = token = next(world.ids)
 

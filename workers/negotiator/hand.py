@@ -1,4 +1,4 @@
-"""The tasks in one negotiator's hands: each with its message, its negotiation and its timers; who of them waits."""
+"""The tasks in one negotiator's hands: each with its message, its undertaking and its timers; who of them waits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 
-from modelnet.market import Line, Negotiation, Place
+from modelnet.market import Composite, Line, Negotiation, Place, Undertaking
 from modelnet.market.commands import Timer
 from modelnet.messages import Task
 
@@ -31,7 +31,7 @@ class Held:
 
     msg: Msg
     """Its message: the last, if it was delivered more than once."""
-    negotiation: Negotiation
+    undertaking: Undertaking
     accepts: Callable[[str], bool]
     """Whether its input satisfies the contract of this digest, one that was announced since too."""
     timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
@@ -45,13 +45,27 @@ class Held:
     fetching: int = 0
     """The attempt whose large output is being fetched."""
     place: Place | None = None
+    parts: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    """Those who follow its parts, by number."""
     called_for: str = ""
     """The worker for whose free slot it was called out of the line, until its auction is decided."""
 
     @property
+    def negotiation(self) -> Negotiation:
+        """The undertaking of a task that one worker answers; events that only such a one asked for are for it."""
+        assert isinstance(self.undertaking, Negotiation)
+        return self.undertaking
+
+    @property
+    def composite(self) -> Composite:
+        """The undertaking of one that is made of parts."""
+        assert isinstance(self.undertaking, Composite)
+        return self.undertaking
+
+    @property
     def task(self) -> Task:
         """The task itself."""
-        return self.negotiation.task
+        return self.undertaking.task
 
     @property
     def key(self) -> tuple[str, str]:
@@ -115,6 +129,9 @@ class Hand:
         for timer in held.timers.values():
             timer.cancel()
         held.timers.clear()
+        for follower in held.parts.values():
+            follower.cancel()
+        held.parts.clear()
 
     # ------------------------------------------------------------------ auctions
 

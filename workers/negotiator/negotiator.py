@@ -1,10 +1,11 @@
-"""The negotiator itself: carries events to negotiations and commands from them."""
+"""The negotiator itself: carries events to undertakings and commands from them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,15 +19,34 @@ from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.streams import setup_bus
-from modelnet.errors import ModelnetError
-from modelnet.market import Candidate, Directory, Negotiation, Policy, ReferencePrices, State, TrackRecords
+from modelnet.client import Client as TaskClient
+from modelnet.errors import ModelnetError, UnknownTask
+from modelnet.market import (
+    COMPOSITE,
+    Candidate,
+    Composite,
+    Directory,
+    Journal,
+    Negotiation,
+    Plan,
+    Policy,
+    ReferencePrices,
+    State,
+    TrackRecords,
+    Undertaking,
+    View,
+    choose,
+)
 from modelnet.market import commands as cmd
 from modelnet.messages import (
+    Awarded,
     Beat,
     CancelAttempt,
     Done,
     Features,
+    Final,
     Offer,
+    Planned,
     Reference,
     RollCall,
     Task,
@@ -41,7 +61,7 @@ from .examiner import Examiner, usable
 from .hand import Hand, Held
 from .inquiry import Inquiry
 from .receipts import Receipts
-from .reception import Entries, Reception
+from .reception import Reception
 from .till import Till
 
 __all__ = ["Negotiator"]
@@ -85,6 +105,7 @@ class Negotiator:
         self._till = Till(nc, config)
         await self._till.open()
         self._clients = Clients(nc)
+        self._client = TaskClient(nc, config)
         self._inquiry = Inquiry(nc, self._hand, negotiator=self.id, timeout_s=config.award_timeout_ms / 1e3)
         await self._clock.sync(nc)
         await self._relist()
@@ -103,7 +124,7 @@ class Negotiator:
             clock=self._clock,
             limit=config.max_in_flight,
             max_body_bytes=config.max_body_bytes,
-            negotiate=self._negotiate,
+            undertake=self._undertake,
             relist=self._relist,
             run=self._run,
             spawn=self._spawn,
@@ -123,7 +144,7 @@ class Negotiator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for held in self._hand.all():
-            if held.negotiation.state is not State.DONE:
+            if held.undertaking.state is not State.DONE:
                 await self._nc.publish(held.msg.reply, b"-NAK")
             self._forget(held)
         await self._till.close()
@@ -135,6 +156,7 @@ class Negotiator:
         """After a lost connection: what was asked for is forgotten, and beats were missed."""
         if not self._started:
             return
+        self._client.reconnects += 1
         await self._reception.reconnected()
         await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
         await self._till.refresh()
@@ -182,7 +204,7 @@ class Negotiator:
         if await self._clients.is_gone(client):
             for held in self._hand.all():
                 if held.task.client == client:
-                    await self._run(held, held.negotiation.on_client_gone(time.monotonic()))
+                    await self._run(held, held.undertaking.on_client_gone(time.monotonic()))
 
     async def _relist(self) -> None:
         self._directory.learn_contracts(filter(usable, await self._catalogue.contracts()))
@@ -197,12 +219,20 @@ class Negotiator:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("negotiator_failed", error=repr(error), exc_info=error)
 
-    def _negotiate(
-        self, task: Task, features: Features, accepts: Callable[[str], bool], age_s: float, entries: Entries
-    ) -> Negotiation:
+    def _undertake(
+        self, task: Task, features: Features, accepts: Callable[[str], bool], age_s: float, journal: Journal
+    ) -> Undertaking:
+        plan = self._plan(task, accepts, journal)
+        if plan.kind in COMPOSITE:
+            now = time.monotonic()
+            return Composite(task, plan, negotiator=self.id, now=now, age_s=age_s, journal=journal)
+
         def find(excluded: frozenset[str]) -> tuple[list[Candidate], bool]:
             found = self._directory.candidates(task, excluded, accepts)
             return found, self._directory.settled(time.monotonic())
+
+        def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offer]]:
+            return self._directory.standing(task, candidates, time.monotonic())
 
         return Negotiation(
             task,
@@ -215,9 +245,24 @@ class Negotiator:
             records=self._track,
             now=time.monotonic(),
             age_s=age_s,
-            journal=entries,
+            journal=journal,
             charged=self._till.charges(task),
+            plan=plan,
+            standing=standing,
         )
+
+    def _plan(self, task: Task, accepts: Callable[[str], bool], journal: Journal) -> Plan:
+        """The strategy of a task: what another negotiator has decided, or what suits it now."""
+        if task.strategy.kind == "auction":
+            return Plan("auction")
+        for _, entry in journal:
+            if isinstance(entry, Planned):
+                return Plan(entry.strategy, entry.why, entry.width, entry.workers)
+            if isinstance(entry, Awarded):
+                return Plan("auction", "auction: another negotiator has begun so")
+        candidates = self._directory.candidates(task, frozenset(), accepts)
+        offers = self._directory.standing(task, candidates, time.monotonic())
+        return choose(task, View(candidates, offers, *self._directory.free(task.capability)))
 
     def _forget(self, held: Held) -> None:
         self._receipts.drop_award(held)
@@ -262,18 +307,18 @@ class Negotiator:
             return
         violation = None
         if done.error is None:
-            violation = self._examiner.judge(done, done.output, held.negotiation.contract)
+            violation = self._examiner.judge(done, done.output, held.undertaking.contract)
         await self._conclude(held, done, violation)
 
     async def _done_elsewhere(self, held: Held, done: Done, reference: Reference) -> None:
         """An output that is too large for a message."""
-        judge = partial(self._examiner.judge_stored, done, reference, held.negotiation.contract)
+        judge = partial(self._examiner.judge_stored, done, reference, held.undertaking.contract)
         violation = await self._inquiry.until_done(held, "output", judge)
         if self._hand.holds(held):
             await self._conclude(held, done, violation)
 
     async def _conclude(self, held: Held, done: Done, violation: str | None) -> None:
-        await self._run(held, held.negotiation.on_done(done, violation, time.monotonic()))
+        await self._run(held, held.undertaking.on_done(done, violation, time.monotonic()))
         await self._wake(done.worker, 1)
 
     async def _on_cancel(self, msg: Msg) -> None:
@@ -282,7 +327,7 @@ class Negotiator:
         held = self._hand.get(tenant, task)
         sequence = (msg.headers or {}).get("Nats-Sequence", "")  # without one it does not come from the journal
         if held is not None and sequence.isdecimal():
-            await self._run(held, held.negotiation.on_cancel(int(sequence), time.monotonic()))
+            await self._run(held, held.undertaking.on_cancel(int(sequence), time.monotonic()))
 
     async def _on_reply(self, msg: Msg) -> None:
         """Acknowledgements of what was published with a token, and answers to awards."""
@@ -311,7 +356,7 @@ class Negotiator:
             return
         sequence = journal.stored_sequence(msg)
         if sequence:
-            await self._run(held, held.negotiation.on_stored(sequence))
+            await self._run(held, held.undertaking.on_stored(sequence))
         elif journal.refused(msg):
             self._spawn(self._read_back(held))
         else:
@@ -327,7 +372,7 @@ class Negotiator:
             self._receipts.await_again(held, time.monotonic())
             return
         if self._hand.holds(held):
-            await self._run(held, held.negotiation.on_refused(entries, time.monotonic()))
+            await self._run(held, held.undertaking.on_refused(entries, time.monotonic()))
 
     async def _recall(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
         found = await self._inquiry.recall(held, worker, attempt, auction)
@@ -353,6 +398,27 @@ class Negotiator:
         if self._hand.holds(held):
             await self._run(held, commands())
 
+    # ------------------------------------------------------------------ of parts
+
+    async def _follow_part(self, held: Held, number: int, part: Task) -> None:
+        """Publish a part and tell of its award and its end, as often as it takes to hear of them."""
+
+        async def follow() -> None:
+            composite = held.composite
+            async for event in (await self._client.publish(part)).stream():
+                now = time.monotonic()
+                if isinstance(event, Awarded):
+                    await self._run(held, composite.on_part_awarded(number, event.worker, event.owner, now))
+                elif isinstance(event, Final):
+                    await self._run(held, composite.on_part_ended(number, event, now))
+
+        await self._inquiry.until_done(held, "part", follow)
+
+    async def _cancel_part(self, held: Held, part: str) -> None:
+        cancel = partial(self._client.cancel, part, tenant=held.task.tenant)
+        with contextlib.suppress(UnknownTask):  # it was never published
+            await self._inquiry.until_done(held, "cancel", cancel)
+
     # ------------------------------------------------------------------ of workers
 
     async def hear(self, beat: Beat) -> None:
@@ -369,16 +435,16 @@ class Negotiator:
         at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in at_work:
             stale = self._hand.get(tenant, task)
-            if stale is not None and attempt < stale.negotiation.attempt:  # a zombie: it missed its cancel
+            if stale is not None and attempt < stale.undertaking.attempt:  # a zombie: it missed its cancel
                 cancel = CancelAttempt(tenant=tenant, task=task, attempt=attempt)
                 await self._nc.publish(subjects.cancel_attempt(beat.worker), cancel.encode())
         for held in self._hand.all():
-            if held.negotiation.running is None:
+            if held.undertaking.running is None:
                 continue
-            worker, attempt, since = held.negotiation.running
+            worker, attempt, since = held.undertaking.running
             if worker != beat.worker or (*held.key, attempt) in at_work or now - since < self._settings.beat_s:
                 continue
-            at_work_on = held.negotiation.at_work
+            at_work_on = held.undertaking.at_work
             if held.suspect == attempt and at_work_on:  # twice: its Done may have been on its way the first time
                 self._spawn(self._missed_done(held, *at_work_on))
             held.suspect = attempt
@@ -386,24 +452,25 @@ class Negotiator:
     async def _lost(self, worker: str) -> None:
         """A worker is gone. What it finished before counts."""
         for held in self._hand.all():
-            at_work = held.negotiation.at_work
+            at_work = held.undertaking.at_work
             if at_work is not None and at_work[0] == worker:
                 self._spawn(self._missed_done(held, *at_work))
             else:
-                await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+                await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
 
     async def _missed_done(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
         """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
         done = await self._inquiry.end_of(held, worker, attempt, auction)
-        if not self._hand.holds(held) or held.negotiation.at_work != (worker, attempt, auction):
+        if not self._hand.holds(held) or held.undertaking.at_work != (worker, attempt, auction):
             return
         if done is not None:
             await self._done(held, done)
         else:
-            await self._run(held, held.negotiation.on_worker_lost(worker, time.monotonic()))
+            await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
 
     async def offered(self, offer: Offer) -> None:
         """A worker's capacity has changed."""
+        self._directory.hear_offer(offer, time.monotonic())
         await self._fill(offer.worker, offer.free)
 
     async def _meet(self, worker: str) -> None:
@@ -432,16 +499,16 @@ class Negotiator:
 
         def could_take(held: Held) -> bool:
             candidate = self._directory.candidate(worker, held.task, held.accepts)
-            return candidate is not None and worker not in held.negotiation.failed
+            return candidate is not None and worker not in held.undertaking.failed
 
         for held in self._hand.call(worker, partial(self._directory.serves, worker), could_take, count):
-            await self._run(held, held.negotiation.wake(time.monotonic()))
+            await self._run(held, held.undertaking.wake(time.monotonic()))
 
     async def _decided(self, held: Held) -> None:
         """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
         worker = self._hand.decided(held)
-        at_work = held.negotiation.at_work
-        if held.negotiation.state is not State.WAITING and (at_work is None or at_work[0] != worker):
+        at_work = held.undertaking.at_work
+        if held.undertaking.state is not State.WAITING and (at_work is None or at_work[0] != worker):
             await self._wake(worker, 1)
 
     # ------------------------------------------------------------------ commands
@@ -483,6 +550,12 @@ class Negotiator:
                     if last is not None:
                         self._receipts.drop_award(last)
                         await self._reception.give_back(last)
+                case cmd.StartPart(number, part):
+                    follower = asyncio.get_running_loop().create_task(self._follow_part(held, number, part))
+                    held.parts[number] = follower
+                    follower.add_done_callback(self._spawned_done)
+                case cmd.CancelPart(part_id):
+                    self._spawn(self._cancel_part(held, part_id))
                 case cmd.Finished(final):
                     self._receipts.drop_award(held)
                     await self._reception.finished(held)
@@ -491,7 +564,7 @@ class Negotiator:
                     self._receipts.drop_award(held)
                     await self._reception.abandon(held)
                     log.info("task_abandoned", task=task.id)
-        if held.called_for and held.negotiation.state not in (State.AUCTIONING, State.AWARDING):
+        if held.called_for and held.undertaking.state not in (State.AUCTIONING, State.AWARDING):
             await self._decided(held)
 
     async def _bury(self, held: Held, reason: str) -> None:
@@ -507,4 +580,4 @@ class Negotiator:
 
     def _on_timer(self, held: Held, timer: cmd.Timer, key: str) -> None:
         held.timers.pop(timer, None)
-        self._spawn(self._run(held, held.negotiation.on_timer(timer, key, time.monotonic())))
+        self._spawn(self._run(held, held.undertaking.on_timer(timer, key, time.monotonic())))

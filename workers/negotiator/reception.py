@@ -18,9 +18,9 @@ from modelnet.bus.clock import ServerClock
 from modelnet.bus.intake import TaskIntake
 from modelnet.bus.streams import last_sequence
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge
-from modelnet.market import Directory, Negotiation, Pace
+from modelnet.market import Directory, Journal, Pace, Undertaking
 from modelnet.market.commands import Command
-from modelnet.messages import ErrorInfo, Features, Final, JournalEntry, Task
+from modelnet.messages import ErrorInfo, Features, Final, Task
 
 from .examiner import Examined, Examiner
 from .hand import Hand, Held
@@ -34,9 +34,6 @@ RETURNS_PER_S = 1000.0
 
 MAX_STUMBLES = 3
 """Times that taking a task may fail unexpectedly before it is given up."""
-
-Entries = tuple[tuple[int, JournalEntry | None], ...]
-"""A journal's entries with their sequences; None for one that cannot be read."""
 
 
 class Reception:
@@ -53,17 +50,17 @@ class Reception:
         clock: ServerClock,
         limit: int,
         max_body_bytes: int,
-        negotiate: Callable[[Task, Features, Callable[[str], bool], float, Entries], Negotiation],
+        undertake: Callable[[Task, Features, Callable[[str], bool], float, Journal], Undertaking],
         relist: Callable[[], Awaitable[None]],
         run: Callable[[Held, list[Command]], Awaitable[None]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """`limit`: tasks held at once. `negotiate(task, features, accepts, age_s, entries)` makes the negotiation of a
+        """`limit`: tasks held at once. `undertake(task, features, accepts, age_s, journal)` makes the undertaking of a
         task, `run` carries out its commands. `relist` reads the catalogue anew."""
         self._nc, self._hand, self._negotiator = nc, hand, negotiator
         self._directory, self._examiner, self._clock = directory, examiner, clock
         self._max_body_bytes = max_body_bytes
-        self._negotiate, self._relist, self._run, self._spawn = negotiate, relist, run, spawn
+        self._undertake, self._relist, self._run, self._spawn = undertake, relist, run, spawn
         self._intake = TaskIntake(nc, self._on_task, limit=limit)
         self._pace = Pace(least_s=RETURN_S, rate=RETURNS_PER_S)
         self._released = 0
@@ -202,7 +199,7 @@ class Reception:
 
     async def _take_slowly(self, msg: Msg, task: Task) -> None:
         """A task that was delivered before, is in hand already, or wants a capability not heard of yet."""
-        entries: Entries = ()
+        entries: Journal = ()
         key = task.tenant, task.id
         if self._hand.get(*key) is None:
             if not self._directory.knows(task.capability):
@@ -237,7 +234,7 @@ class Reception:
         self,
         msg: Msg,
         task: Task,
-        entries: Entries,
+        entries: Journal,
         examined: Examined | None = None,
         refused: ErrorInfo | None = None,
     ) -> None:
@@ -251,16 +248,16 @@ class Reception:
                 verdicts[digest] = verdict
             return verdicts.get(digest, False)
 
-        negotiation = self._negotiate(task, features, accepts, self._age_s(msg), entries)
-        held = Held(msg, negotiation, accepts)
+        undertaking = self._undertake(task, features, accepts, self._age_s(msg), entries)
+        held = Held(msg, undertaking, accepts)
         self._hand.add(held)
         now = time.monotonic()
         if any(isinstance(entry, Final) for _, entry in entries):
-            commands = negotiation.begin(now)
+            commands = undertaking.begin(now)
         elif (error := refused or self._refusal(msg, task, violations)) is not None:
-            commands = negotiation.reject(error, now)
+            commands = undertaking.reject(error, now)
         else:
-            commands = negotiation.begin(now, queue=self._hand.waiting.is_before(task))
+            commands = undertaking.begin(now, queue=self._hand.waiting.is_before(task))
         await self._run(held, commands)
 
     def _refusal(self, msg: Msg, task: Task, violations: dict[str, str | None]) -> ErrorInfo | None:
