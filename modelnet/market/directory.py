@@ -79,6 +79,10 @@ class Directory:
         """False in the first two beats, when a worker that is alive may not have been heard yet."""
         return now >= self._settled_at
 
+    def settles_in(self, now: float) -> float:
+        """Seconds until it is settled."""
+        return max(self._settled_at - now, 0.0)
+
     def learn_contracts(self, contracts: Iterable[Contract]) -> None:
         """Note contracts from the catalogue."""
         for contract in contracts:

@@ -148,7 +148,7 @@ class Table:
 
     def stored(self, sequence: int | None = None) -> list[Command]:
         self.sequence = self.sequence + 1 if sequence is None else sequence
-        return self.negotiation.on_stored(self.sequence)
+        return self.negotiation.on_stored(self.sequence, self.now)
 
     def refused(self, *journal: tuple[int, JournalEntry | None]) -> list[Command]:
         self.sequence = max([self.sequence, *(sequence for sequence, _ in journal)])
