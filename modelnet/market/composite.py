@@ -340,13 +340,18 @@ class Composite(Undertaking):
         return f"part {', '.join(open_parts)} had not ended" if open_parts else ""
 
     def _stop_work(self) -> list[Command]:
-        if self._planned and not self._parts:  # another negotiator's, which this one has not begun to follow
-            most = 2 * self._plan.width if self.task.strategy.check is not None else self._plan.width
-            return [CancelPart(part_id(self.task.id, number)) for number in range(1, most + 1)]
-        return [CancelPart(part.task.id) for part in self._parts if part.final is None]
+        running = [CancelPart(part.task.id) for part in self._parts if part.final is None]
+        return [*running, *self._perhaps_running()]
 
     def _clear_up(self, final: Final) -> list[Command]:
-        return [CancelPart(part) for part in final.parts]
+        return [*self._perhaps_running()]
+
+    def _perhaps_running(self) -> list[CancelPart]:
+        """Parts that another negotiator may have published, and this one has not begun to follow."""
+        if not self._planned:
+            return []
+        most = self._plan.width * (1 if self.task.strategy.check is None else 2)
+        return [CancelPart(part_id(self.task.id, number)) for number in range(len(self._parts) + 1, most + 1)]
 
     def _let_go(self) -> list[Command]:
         return []  # the parts are the other's now
@@ -394,5 +399,5 @@ def _also(selector: Selector, name: Literal["worker", "owner"], more: Iterator[s
     """The selector with more names among those that it holds for."""
     had: OneOf = getattr(selector, name)
     known = () if had is None else (had,) if isinstance(had, str) else had
-    names = tuple(dict.fromkeys([*known, *more]))
+    names = tuple(dict.fromkeys([*known, *(name for name in more if name)]))  # one that nobody had has none
     return selector.model_copy(update={name: names}) if names else selector
