@@ -464,12 +464,13 @@ def test_what_comes_after_the_end_changes_nothing() -> None:
     assert board.expire() == []
 
 
-def test_a_part_ends_once() -> None:
-    board = begun("panel")
-    board.end(1, "w", "a")
-    assert list(board.end(1, "w", "a")) == []
-    assert list(board.award(1, "v")) == []
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_ends_once(kind: Kind) -> None:
+    board = begun(kind, *WITHOUT[kind], width=3)
+    board.fail(1, "w")
+    assert list(board.fail(1, "w")) == list(board.award(1, "v")) == []
     assert list(board.parts) == [1, 2]
+    assert board.parts[2].exclude.worker == (("w",) if kind == "race" else None)
 
 
 def test_a_cancel_before_the_final_stands_counts() -> None:
@@ -646,16 +647,17 @@ class CompositeMachine(RuleBasedStateMachine):
         self.happened.setdefault(number, []).append(final)
 
     @precondition(lambda self: self._news)
-    @rule(data=st.data(), again=st.booleans())
-    def part_has_news(self, data: st.DataObject, again: bool) -> None:
+    @rule(data=st.data(), twice=st.booleans())
+    def part_has_news(self, data: st.DataObject, twice: bool) -> None:
         number = data.draw(st.sampled_from(self._news))
         at = self.told.get(number, 0)
-        self.told[number] = at if again else at + 1
+        self.told[number] = at + 1
         entry, board = self.happened[number][at], self.board
-        if isinstance(entry, Final):
-            self._see(board.take(board.composite.on_part_ended(number, entry, board.now)))
-        else:
-            self._see(board.award(number, entry.worker))
+        for _ in range(1 + twice):
+            if isinstance(entry, Final):
+                self._see(board.take(board.composite.on_part_ended(number, entry, board.now)))
+            else:
+                self._see(board.award(number, entry.worker))
 
     @rule(worker=st.sampled_from("wvux"))
     def worker_is_lost(self, worker: str) -> None:

@@ -139,10 +139,10 @@ class Negotiator:
         if not self._started:
             return
         await self._reception.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._tasks:  # more than once: what ends may begin more, and wait_for in nats-py swallow a cancel
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=0.2)
         for held in self._hand.all():
             await self._nc.publish(held.msg.reply, b"-NAK")  # done or not: parts may still be there to be cancelled
             self._forget(held)

@@ -101,7 +101,7 @@ class Parts:
                     await sub.unsubscribe()
 
     async def _until_done(self, held: Held, id: str, work: Callable[[], Awaitable[None]]) -> None:
-        while self._hand.holds(held) and not held.undertaking.over:
+        while self._hand.holds(held) and not held.undertaking.over and not self._nc.is_closed:
             try:
                 await work()
                 break
@@ -146,7 +146,7 @@ class Parts:
     async def _cancel(self, held: Held, id: str) -> None:
         if (part := held.parts.get(id)) is not None:
             await part.published.wait()  # else it might come after it was looked for in vain
-        while True:
+        while not self._nc.is_closed:
             try:
                 await self._client.cancel(id, tenant=held.task.tenant)
                 return

@@ -249,6 +249,9 @@ class Reception:
         examined: Examined | None = None,
         refused: ErrorInfo | None = None,
     ) -> None:
+        if not self._hand.has_room_for(task):  # others were faster
+            await self._postpone(msg, task)
+            return
         violations, features = examined or self._examiner.examine(task, task.input, len(msg.data))
         verdicts = {digest: violation is None for digest, violation in violations.items()}
 
