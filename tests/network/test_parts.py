@@ -82,12 +82,12 @@ async def ends(network: Network, parts: tuple[str, ...], tenant: str | None = No
 async def test_more_of_them_than_a_negotiator_holds_do_not_starve_their_parts(network: Network, strategy: str) -> None:
     (negotiator,) = network.negotiators
     await network.stop(negotiator)
-    small = await network.negotiator(max_in_flight=2)
+    small = await network.negotiator(max_in_flight=4)  # three of a tenant's at most
     capability = f"room.{strategy}"
     for name in ("a", "b"):
         await worker(network, f"{strategy}-{name}", capability, says("same"), slots=4)
     await offered(network, capability, 2)
-    tasks = [await network.client.submit(capability, {}, strategy=strategy, deadline_s=30) for _ in range(12)]
+    tasks = [await network.client.submit(capability, {}, strategy=strategy, deadline_s=30) for _ in range(6)]
     finals = [await final_of(task) for task in tasks]
     assert {(final.status, bool(final.parts)) for final in finals} == {("completed", True)}
     async with asyncio.timeout(PATIENCE_S):
