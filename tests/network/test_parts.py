@@ -104,9 +104,11 @@ async def test_how_many_are_held_is_bounded(network: Network) -> None:
     for name in ("g1", "g2"):
         await worker(network, name, "room.bound", gate.behind(name), slots=20)
     tasks = [await network.client.submit("room.bound", {}, strategy="panel", deadline_s=30) for _ in range(9)]
-    await gate.until(2)
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(gate.at_work.values()) < 2:
+            await network.bus.flush()
     held = [held for held in small._hand.all() if held.is_composite]
-    assert len(held) <= 3  # three quarters of four are one tenant's share
+    assert 1 <= len(held) <= 3  # three quarters of four are one tenant's share
     gate.open.set()
     assert {(await final_of(task)).status for task in tasks} == {"completed"}
     await network.stop(small)
