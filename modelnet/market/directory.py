@@ -15,7 +15,8 @@ __all__ = ["Candidate", "Directory"]
 _REMEMBERED = 1024
 
 OFFER_FRESH_S = 2.5
-"""Age up to which a standing offer is believed; they come with each beat, and when a slot becomes free."""
+"""Age up to which a standing offer is believed, or two beats if those are rarer; they come with each beat, and when a
+slot becomes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Directory:
         self._records = TrackRecords() if records is None else records
         self._lost_after = lost_after_s
         self._settled_at = now + 2 * lost_after_s / 3
+        self._offer_fresh_s = max(OFFER_FRESH_S, 2 * lost_after_s / 3)
         self._live: dict[str, _Entry] = {}
         self._contracts: dict[str, Contract] = {}
         self._patterns: set[str] = set()
@@ -134,7 +136,7 @@ class Directory:
             if entry is None or served is None or entry.free < 1 or served.pattern not in entry.offers:
                 continue
             at, offer = entry.offers[served.pattern]
-            if offer.price is not None and now - at <= OFFER_FRESH_S:
+            if offer.price is not None and now - at <= self._offer_fresh_s:
                 found.append((candidate, offer))
         return found
 

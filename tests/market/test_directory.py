@@ -91,6 +91,14 @@ def test_only_fresh_offers_with_a_price_and_a_free_slot_stand(directory: Directo
     assert directory.free("text.generate") == (1, 2)
 
 
+def test_offers_are_believed_for_two_beats_however_rare() -> None:
+    directory = Directory(lost_after_s=9.0, now=0.0)
+    directory.learn_card(card("w", "text.generate"), 0.0)
+    directory.hear_offer(Offer(worker="w", capability="text.generate", price=1, p50_ms=1, p90_ms=2, free=1), 0.0)
+    ages = (2.6, 6.0, 6.1)
+    assert [bool(directory.standing(task(), directory.candidates(task(), NONE), age)) for age in ages] == [1, 1, 0]
+
+
 def test_it_is_settled_after_two_beats(directory: Directory) -> None:
     assert [directory.settled(now) for now in (0.0, 1.9, 2.0, 9.0)] == [False, False, True, True]
 

@@ -70,6 +70,7 @@ log = structlog.get_logger("negotiator")
 
 TICK_S = 1.0
 RELIST_S = 30.0
+STOP_ROUNDS = 10
 
 
 class Negotiator:
@@ -139,10 +140,12 @@ class Negotiator:
         if not self._started:
             return
         await self._reception.close()
-        while self._tasks:  # more than once: what ends may begin more, and wait_for in nats-py swallow a cancel
-            for task in self._tasks:
+        for _ in range(STOP_ROUNDS):  # what ends may begin more, and wait_for in nats-py swallow a cancel
+            if not (tasks := list(self._tasks)):
+                break
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(self._tasks, timeout=0.2)
+            await asyncio.wait(tasks, timeout=0.2)
         for held in self._hand.all():
             await self._nc.publish(held.msg.reply, b"-NAK")  # done or not: parts may still be there to be cancelled
             self._forget(held)
