@@ -293,7 +293,8 @@ def main() -> None:
     correlation = spearman([row[1] for row in rows], [row[2] for row in rows])
     out = [
         f"bench/market_bus.py, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}: {len(net.jobs)} tasks, {len(net.sellers)} workers, load {LOAD:.0%}, {args.seconds:.0f} s for each policy",
+        f"Python {platform.python_version()}: {len(net.jobs)} tasks, {len(net.sellers)} workers, load {LOAD:.0%}, "
+        f"{args.seconds:.0f} s for each policy",
         "",
         f"{'welfare per task':<24}{'simulation':>12}{'bus':>12}",
         *(f"{name:<24}{theory:>12.1f}{practice:>12.1f}" for name, theory, practice in rows),

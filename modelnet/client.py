@@ -288,12 +288,13 @@ class Client:
             raise MalformedInput(f"the input is no JSON: {error}") from None
         return await self._publish(task, body, follow=follow, replay=id is not None)
 
-    async def publish(self, task: Task) -> TaskHandle:
-        """Publish a task that is made already; if it was published before, that changes nothing.
+    async def publish(self, task: Task, *, follow: bool = True) -> TaskHandle:
+        """Publish a task that is made already; if it was published in the last two minutes, that changes nothing.
 
+        `follow=False` spares the subscription if nobody will read the stream.
         Raises `TooLarge`, `BusFull`, `ConnectionFailed`.
         """
-        return await self._publish(task, task.encode(), follow=True, replay=True)
+        return await self._publish(task, task.encode(), follow=follow, replay=True)
 
     async def _publish(self, task: Task, body: bytes, *, follow: bool, replay: bool) -> TaskHandle:
         stored = None
@@ -458,7 +459,8 @@ class Client:
     ) -> list[tuple[float, Transcript]]:
         """Auctions of one task, or of all tasks of a tenant, each with when it was stored; those of the last `since_s`.
 
-        Raises `UnknownTask` for a task that no auction was held for, or whose transcripts are gone.
+        Those of a task's parts are among its own. Raises `UnknownTask` for a task that no auction was held for, or
+        whose transcripts are gone.
         """
         tenant = tenant or self.settings.tenant
         since = time.time() - since_s if since_s is not None else None
@@ -466,6 +468,9 @@ class Client:
         async for stored in read_all(self.bus, "AUDIT", subjects.audit(tenant, id or "*"), since=since):
             with contextlib.suppress(ValidationError):
                 found.append((stored.time, Transcript.decode(stored.body)))
+        if id is not None and not found:
+            with contextlib.suppress(UnknownTask):
+                found = [one for part in (await self.trace(id, tenant=tenant)).parts for one in part.transcripts]
         if id is not None and not found:
             raise UnknownTask(f"no auction of task {id!r} of tenant {tenant!r} is on record")
         return found

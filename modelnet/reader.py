@@ -58,6 +58,7 @@ class Reader:
         self._held: dict[_Source, dict[int, Numbered]] = {}
         self._unannounced: list[Awarded] = []
         self._waiting: Waiting | None = None
+        self._planned: Planned | None = None
         self._final: Final | None = None
         self._parts: list[tuple[int, str]] = []
         self.done = False
@@ -99,7 +100,8 @@ class Reader:
             self._final = entry
             return self._due()
         if isinstance(entry, Planned):
-            return [entry]
+            news, self._planned = entry != self._planned, entry
+            return [entry] if news else []
         if isinstance(entry, Waiting):
             news, self._waiting = entry != self._waiting, entry
             return [entry] if news else []
@@ -168,7 +170,8 @@ class Reader:
 
     def _due(self) -> list[StreamEvent]:
         out: list[StreamEvent] = []
-        if self.attempt < self._known:
+        ended = self._final is not None and self._final.attempt is None  # without an attempt of its own
+        if self.attempt < self._known and not ended:
             return out  # what stands is not known before the attempts are that were known when it was shown
         while (owner := self._owner(self._position + 1)) is not None:
             event = self._held.get(_source(owner), {}).pop(self._position + 1, None)

@@ -352,3 +352,19 @@ def test_a_reader_that_was_cut_off_anywhere_goes_on_without_a_gap_or_a_repeat(da
     assert follow(before, after) == history.standing
     assert after[-1:] == ([] if first.done else [history.end]) or first.done
     assert second.text == history.text
+
+
+PLANNED = Planned(task="k", strategy="panel", width=3, why="panel of 3: asked for", negotiator="n")
+
+
+def test_a_task_of_parts_has_a_plan_and_an_end() -> None:
+    reader, end = Reader(), final(None, attempt=None)
+    assert feed(reader, PLANNED, PLANNED, end) == [PLANNED, end]
+    assert reader.done
+
+
+def test_whoever_resumes_a_task_of_parts_gets_its_end() -> None:
+    """It has no attempts of its own to wait for."""
+    reader, end = Reader(after=Position(1, 0)), final(None, attempt=None)
+    assert feed(reader, PLANNED, end)[-1] == end
+    assert reader.done

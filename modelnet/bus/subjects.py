@@ -109,6 +109,11 @@ def stream_of(tenant: str, task: str) -> str:
     return f"result.{tenant}.{task}.>"
 
 
+def news_of(tenant: str, task: str) -> str:
+    """A task's journal entries once they are accepted, and no events."""
+    return f"result.{tenant}.{task}.*"
+
+
 def audit(tenant: str, task: str) -> str:
     """The transcripts of a task's auctions."""
     return f"audit.{tenant}.{task}"

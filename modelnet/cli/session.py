@@ -200,7 +200,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def parse_selector(pairs: list[str] | None) -> dict[str, Any] | None:
-    """`model=…`, `worker=…`, `owner=…`, `labels.KEY=…` as a selector. Raises `UsageError`."""
+    """`model=…`, `worker=…`, `owner=…`, `labels.KEY=…` as a selector; one named several times may be any of them.
+
+    Raises `UsageError`.
+    """
     if not pairs:
         return None
     selector: dict[str, Any] = {}
@@ -212,5 +215,7 @@ def parse_selector(pairs: list[str] | None) -> dict[str, Any] | None:
         if label:
             selector.setdefault("labels", {})[label] = value
         else:
-            selector[key] = value
-    return selector
+            selector.setdefault(key, []).append(value)
+    return {
+        name: found[0] if isinstance(found, list) and len(found) == 1 else found for name, found in selector.items()
+    }

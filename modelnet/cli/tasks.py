@@ -68,6 +68,8 @@ def submit(
         config = configured(url, tenant)
         if detach and cancel_on_disconnect:
             raise UsageError("--cancel-on-disconnect needs this command to stay: leave out --detach")
+        if strategy is None and (width, check, confidence) != (None, None, None):
+            raise UsageError("--width, --check and --confidence say how a strategy works: name one with --strategy")
         value = parse_input(input)
         seconds = parse_duration(deadline)
         requirements, exclusions = parse_selector(require), parse_selector(exclude)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from modelnet.messages import Award, Awarded, BidRequest, Claim, Final, Planned, Resume, Task, Transcript, Waiting
+from modelnet.messages import (
+    Award,
+    Awarded,
+    BidRequest,
+    Claim,
+    Final,
+    Planned,
+    Reference,
+    Resume,
+    Task,
+    Transcript,
+    Waiting,
+)
 
 from .records import Outcome
 
@@ -153,11 +166,15 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class StartPart:
-    """Publish a task that is a part of this one, unless that was done, and follow it: `on_part_awarded` whenever it is,
-    `on_part_ended` when it has."""
+    """Publish a task that is a part of this one, and follow it: `on_part_awarded` whenever it is, `on_part_ended` when
+    it has; `on_part_refused` if it can never be published."""
 
     number: int
     task: Task
+    stored: Mapping[str, Reference] = field(default_factory=dict)
+    """Values of its input that are to be fetched."""
+    perhaps_known: bool = False
+    """Whether another negotiator may have published it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,29 @@ paid like any other. Pure.
     panel      parts to workers of different owners: the answer of the majority is the answer
     cascade    part 1 to the cheapest worker; the next only if the answer is not good enough
 
-The plan stands in the journal, and a part's id follows from its task's: a negotiator that takes the task over publishes
-the same parts again, which is harmless, and hears of all that has happened to them.
+The plan stands in the journal before the first part is published, and a part's id follows from its task's and its
+number: a negotiator that takes the task over has the same parts, and hears of all that has happened to them.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modelnet.messages import ErrorInfo, Final, Planned, Selector, Strategy, Task, Timings, part_id
+from modelnet.messages import (
+    ErrorInfo,
+    Final,
+    Planned,
+    Reference,
+    Selector,
+    Strategy,
+    Task,
+    Timings,
+    part_id,
+)
 from modelnet.messages.task import OneOf
 
 from .commands import CancelPart, Command, Learn, StartPart
@@ -34,12 +45,15 @@ def normalized(value: Any) -> Any:
     if isinstance(value, str):
         return " ".join(value.casefold().split())
     if isinstance(value, bool) or value is None:
-        return value
+        return json.dumps(value), "literal"  # Python's True equals 1
     if isinstance(value, int | float):
-        return float(f"{value:.9g}")
+        try:
+            return float(f"{value:.9g}")
+        except OverflowError:  # JSON's integers have no bound
+            return value
     if isinstance(value, dict):
-        return tuple(sorted((key, normalized(item)) for key, item in value.items()))
-    return tuple(normalized(item) for item in value)
+        return "object", *sorted((key, normalized(item)) for key, item in value.items())
+    return "array", *(normalized(item) for item in value)
 
 
 @dataclass(slots=True)
@@ -51,6 +65,12 @@ class _Part:
     worker: str = ""
     owner: str = ""
     final: Final | None = None
+
+    @property
+    def alone(self) -> str | None:
+        """The only worker that may have it, if it is a rung of a cascade."""
+        worker = self.task.require.worker
+        return worker if isinstance(worker, str) else None
 
     @property
     def answer(self) -> Final | None:
@@ -76,12 +96,16 @@ class Composite(Undertaking):
         now: float,
         age_s: float,
         journal: Journal = (),
+        present: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`plan`: what was chosen now; one that stands in the journal goes before."""
+        """`plan`: what was chosen now; one that stands in the journal goes before. `present`: whether a worker is
+        there that may answer."""
         super().__init__(task, negotiator=negotiator, now=now, age_s=age_s)
         self.state = State.ASSEMBLING
         self._plan = plan
+        self._present = present
         self._planned = False
+        """Whether another negotiator has planned it: parts may have been published."""
         self._began_at: float | None = None
         self._parts: list[_Part] = []
         self._last_error = ErrorInfo(code="failed", message="")
@@ -91,18 +115,23 @@ class Composite(Undertaking):
 
     def _start(self, now: float, *, queue: bool) -> list[Command]:
         self._began_at = now
-        commands: list[Command] = []
-        if not self._planned:
-            entry = Planned(
-                task=self.task.id,
-                strategy=self._plan.kind,
-                width=self._plan.width,
-                workers=self._plan.workers,
-                why=self._plan.why,
-                negotiator=self._negotiator,
-            )
-            commands += self._writer.write(entry)
-        return [*commands, *self._next_answer(now)]
+        if self._planned:
+            return self._next_answer(now)
+        entry = Planned(
+            task=self.task.id,
+            strategy=self._plan.kind,
+            width=self._plan.width,
+            workers=self._plan.workers,
+            why=self._plan.why,
+            negotiator=self._negotiator,
+        )
+        return [*self._writer.write(entry)]
+
+    def on_stored(self, sequence: int, now: float) -> list[Command]:
+        """The outstanding entry was stored. Only a plan that stands has parts: no other negotiator's are in its way."""
+        planned = isinstance(self._writer.outstanding, Planned)
+        commands = super().on_stored(sequence, now)
+        return [*commands, *self._next_answer(now)] if planned and not self.over else commands
 
     def _take_over(self, entry: Entry) -> None:
         if isinstance(entry, Planned):
@@ -114,57 +143,74 @@ class Composite(Undertaking):
 
     def _next_answer(self, now: float) -> list[Command]:
         """Have one more worker answer."""
-        task, asked = self.task, self._answers
-        require, exclude, min_quality = task.require, task.exclude, task.min_quality
         if self._plan.kind == "cascade":
-            require = require.model_copy(update={"worker": self._plan.workers[len(asked)]})
-            budget, min_quality = task.budget - self._spent, 0.0  # whether it is good enough is checked, not guessed
+            return self._next_rung(now)
+        task, asked = self.task, self._answers
+        exclude, min_quality = task.exclude, task.min_quality
+        if self._plan.kind == "panel":
+            exclude, min_quality = _also(exclude, "owner", (part.owner for part in asked)), 0.0
         else:
-            budget = task.budget // self._plan.width
-            if self._plan.kind == "panel":
-                exclude, min_quality = _also(exclude, "owner", (part.owner for part in asked)), 0.0
-            else:
-                exclude = _also(exclude, "worker", (part.worker for part in asked))
-        return self._publish("answer", now, task.input, budget, require, exclude, min_quality)
+            exclude = _also(exclude, "worker", (part.worker for part in asked))
+        return self._answer(now, task.budget // self._plan.width, task.require, exclude, min_quality, self._left_s(now))
+
+    def _left_s(self, now: float) -> float:
+        return max(self._deadline - now, 1e-3)
+
+    def _answer(
+        self, now: float, budget: int, require: Selector, exclude: Selector, min_quality: float, deadline_s: float
+    ) -> list[Command]:
+        changes = {
+            "input": self.task.input,
+            "budget": budget,
+            "value": self.task.budget if self.task.value is None else self.task.value,
+            "min_quality": min_quality,
+            "deadline_s": deadline_s,
+            "require": require,
+            "exclude": exclude,
+        }
+        return self._publish("answer", changes)
+
+    def _check(self, rung: _Part, now: float) -> list[Command]:
+        """Have a rung's answer checked, by another worker than its own."""
+        assert rung.answer is not None
+        whole, answer = self.task, rung.answer
+        stored = {"input": whole.input_ref, "output": answer.output_ref}
+        changes = {
+            "capability": whole.strategy.check,
+            "contract": None,
+            "input": {"capability": whole.capability, "input": whole.input, "output": answer.output},
+            "input_ref": None,
+            "budget": max(whole.budget - self._spent, 0),
+            "value": None,
+            "min_quality": 0.0,
+            "deadline_s": self._left_s(now),
+            "require": Selector(),
+            "exclude": Selector(worker=rung.worker),
+        }
+        return self._publish("check", changes, {name: ref for name, ref in stored.items() if ref is not None})
 
     def _publish(
         self,
         role: Literal["answer", "check"],
-        now: float,
-        input: dict[str, Any],
-        budget: int,
-        require: Selector,
-        exclude: Selector,
-        min_quality: float = 0.0,
+        changes: Mapping[str, Any],
+        stored: Mapping[str, Reference] | None = None,
     ) -> list[Command]:
         whole, number = self.task, len(self._parts) + 1
-        changes: dict[str, Any] = {
-            "id": part_id(whole.id, number),
-            "parent": whole.id,
-            "strategy": Strategy(),
-            "input": input,
-            "budget": max(budget, 0),
-            "value": whole.budget if whole.value is None else whole.value,
-            "min_quality": min_quality,
-            "deadline_s": max(self._deadline - now, 1e-3),
-            "require": require,
-            "exclude": exclude,
-            "client": None,
-        }
-        if role == "check":
-            changes |= {"capability": whole.strategy.check, "contract": None, "input_ref": None, "value": None}
-        task = whole.model_copy(update=changes)
+        own = {"id": part_id(whole.id, number), "parent": whole.id, "strategy": Strategy(), "client": None}
+        task = whole.model_copy(update={**changes, **own})
         self._parts.append(_Part(task, role))
-        return [StartPart(number, task)]
+        return [StartPart(number, task, stored or {}, perhaps_known=self._planned)]
 
     # ------------------------------------------------------------------ what happens to parts
 
     def on_part_awarded(self, number: int, worker: str, owner: str, now: float) -> list[Command]:
         """A worker has it; another, if the first one failed."""
         part = self._parts[number - 1]
+        if self.over or part.final is not None:
+            return []
         part.worker, part.owner = worker, owner
-        more = number == len(self._parts) < self._plan.width and self._plan.kind in ("race", "panel")
-        return self._next_answer(now) if more and not self.over else []
+        more = number == len(self._parts) < self._plan.width and self._plan.kind != "cascade"
+        return self._next_answer(now) if more else []
 
     def on_part_ended(self, number: int, final: Final, now: float) -> list[Command]:
         """A part has its Final."""
@@ -179,20 +225,39 @@ class Composite(Undertaking):
             return self._climb(part, now)
         return self._race(part, now) if self._plan.kind == "race" else self._vote(now)
 
+    def on_part_refused(self, number: int, error: ErrorInfo, now: float) -> list[Command]:
+        """A part cannot be published, for a reason that will not pass."""
+        if self.over:
+            return []
+        return [*self._stop_work(), *self._finish("failed", now, error)]
+
+    def on_worker_lost(self, worker: str, now: float) -> list[Command]:
+        """A worker's beats are missing: a rung of a cascade that only it may answer is over."""
+        if self.over or self._plan.kind != "cascade":
+            return []
+        return [CancelPart(rung.task.id) for rung in self._answers if rung.final is None and rung.alone == worker]
+
     def _all_ended(self, now: float) -> list[Command] | None:
         """What to do if something is still to come: wait, or ask one more. None if nothing is."""
-        if any(part.final is None for part in self._answers):
-            return []
-        return self._next_answer(now) if len(self._answers) < self._plan.width else None
+        if self._answers[-1].final is not None and len(self._answers) < self._plan.width:
+            return self._next_answer(now)
+        return [] if any(part.final is None for part in self._answers) else None
+
+    def _fail(self, now: float) -> list[Command]:
+        """No part is left that could still answer."""
+        error = self._last_error
+        return self._finish("expired" if error.code == "expired" else "failed", now, error)
 
     def _race(self, part: _Part, now: float) -> list[Command]:
         if part.answer is not None:
             return self._complete(part, now)
         going = self._all_ended(now)
-        return self._finish("failed", now, self._last_error) if going is None else going
+        return self._fail(now) if going is None else going
 
     def _vote(self, now: float) -> list[Command]:
-        votes = [part for part in self._answers if part.answer is not None]
+        # One for each owner: a part whose first worker failed may have gone to another part's owner.
+        answered = [part for part in self._answers if part.answer is not None]
+        votes = [part for at, part in enumerate(answered) if part.owner not in {one.owner for one in answered[:at]}]
         tally = Counter(part.vote for part in votes)
         best, count = tally.most_common(1)[0] if tally else (None, 0)
         decided = 2 * count > self._plan.width
@@ -200,15 +265,12 @@ class Composite(Undertaking):
         if going is not None:
             return going
         if not decided and (count < 2 or 2 * count <= len(votes)):
-            return self._finish("failed", now, self._disagreement(len(votes), count))
+            if votes:
+                message = f"of {len(votes)} answers at most {count} are alike: there is no majority"
+                self._last_error = ErrorInfo(code="no_majority", message=message)
+            return self._fail(now)
         learned = [self._learn(part, "panel", part.vote == best) for part in votes]
-        return [*self._complete(next(part for part in votes if part.vote == best), now), *learned]
-
-    def _disagreement(self, votes: int, count: int) -> ErrorInfo:
-        if not votes:
-            return self._last_error
-        message = f"of {votes} answers at most {count} are alike: there is no majority"
-        return ErrorInfo(code="no_majority", message=message)
+        return [*learned, *self._complete(next(part for part in votes if part.vote == best), now)]
 
     def _climb(self, part: _Part, now: float) -> list[Command]:
         """A rung of a cascade has answered, or its check has."""
@@ -219,30 +281,36 @@ class Composite(Undertaking):
                 said = self._last_error.message if part.answer is None else "it names no verdict"
                 error = ErrorInfo(code="check_failed", message=f"{part.task.capability} could not tell: {said}"[:4096])
                 return self._finish("failed", now, error)
-            learned = [self._learn(rung, "checker", verdict)]
+            learned = self._learn(rung, "checker", verdict)
             if verdict:
-                return [*self._complete(rung, now), *learned]
+                return [learned, *self._complete(rung, now)]
             message = f"{rung.worker}'s answer did not pass {part.task.capability}"
             self._last_error = ErrorInfo(code="not_verified", message=message)
-            return [*self._next_rung(now), *learned]
+            return [learned, *self._next_rung(now)]
         if part.answer is None:
             return self._next_rung(now)
         if self.task.strategy.check is not None:
-            answer = part.answer
-            input = {"capability": self.task.capability, "input": self.task.input, "output": answer.output}
-            return self._publish("check", now, input, self.task.budget - self._spent, Selector(), Selector())
+            return self._check(part, now)
         confidence = (part.answer.output or {}).get("confidence")
         unsure = isinstance(confidence, int | float) and confidence < self.task.strategy.confidence
         return self._next_rung(now) if unsure else self._complete(part, now)
 
     def _next_rung(self, now: float) -> list[Command]:
-        if len(self._answers) < len(self._plan.workers):
-            return self._next_answer(now)
-        if self.task.strategy.check is None:  # all are unsure: the dearest is the best there is
+        task, workers, at = self.task, self._plan.workers, len(self._answers)
+        if at < len(workers):
+            # A share of the time for each that may still be asked: one that is busy for ever keeps it from nobody.
+            # Whether its answer is good enough is checked, not guessed.
+            budget, deadline_s = max(task.budget - self._spent, 0), self._left_s(now) / (len(workers) - at)
+            require = task.require.model_copy(update={"worker": workers[at]})
+            commands = self._answer(now, budget, require, task.exclude, 0.0, deadline_s)
+            if not self._present(workers[at]):  # still a part, so that whoever takes the task over counts the same
+                commands.append(CancelPart(self._answers[-1].task.id))
+            return commands
+        if task.strategy.check is None:  # all are unsure: the dearest is the best there is
             answered = [part for part in self._answers if part.answer is not None]
             if answered:
                 return self._complete(answered[-1], now)
-        return self._finish("failed", now, self._last_error)
+        return self._fail(now)
 
     def _learn(self, part: _Part, source: Source, passed: bool) -> Command:
         """What the others' answers, or a check, say of a worker."""
@@ -272,7 +340,18 @@ class Composite(Undertaking):
         return f"part {', '.join(open_parts)} had not ended" if open_parts else ""
 
     def _stop_work(self) -> list[Command]:
-        return [CancelPart(part.task.id) for part in self._parts if part.final is None]
+        running = [CancelPart(part.task.id) for part in self._parts if part.final is None]
+        return [*running, *self._perhaps_running()]
+
+    def _clear_up(self, final: Final) -> list[Command]:
+        return [*self._perhaps_running()]
+
+    def _perhaps_running(self) -> list[CancelPart]:
+        """Parts that another negotiator may have published, and this one has not begun to follow."""
+        if not self._planned:
+            return []
+        most = self._plan.width * (1 if self.task.strategy.check is None else 2)
+        return [CancelPart(part_id(self.task.id, number)) for number in range(len(self._parts) + 1, most + 1)]
 
     def _let_go(self) -> list[Command]:
         return []  # the parts are the other's now
@@ -320,5 +399,5 @@ def _also(selector: Selector, name: Literal["worker", "owner"], more: Iterator[s
     """The selector with more names among those that it holds for."""
     had: OneOf = getattr(selector, name)
     known = () if had is None else (had,) if isinstance(had, str) else had
-    names = tuple(dict.fromkeys([*known, *more]))
+    names = tuple(dict.fromkeys([*known, *(name for name in more if name)]))  # one that nobody had has none
     return selector.model_copy(update={name: names}) if names else selector

@@ -20,7 +20,8 @@ _REMEMBERED = 1024
 _SHORTLISTS = 256
 
 OFFER_FRESH_S = 2.5
-"""Age up to which a standing offer is believed; they come with each beat, and when a slot becomes free."""
+"""Age up to which a standing offer is believed, or two beats if those are rarer; they come with each beat, and when a
+slot becomes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Directory:
         self.claims = Claims(2 * lost_after_s / 3)
         """Awards that the workers may not have shown yet."""
         self._settled_at = now + 2 * lost_after_s / 3
+        self._offer_fresh_s = max(OFFER_FRESH_S, 2 * lost_after_s / 3)
         self._live: dict[str, _Entry] = {}
         self._shortlists: dict[str, Shortlist] = {}
         """By capability that was asked for, while the market is large."""
@@ -110,6 +112,10 @@ class Directory:
     def settled(self, now: float) -> bool:
         """False in the first two beats, when a worker that is alive may not have been heard yet."""
         return now >= self._settled_at
+
+    def settles_in(self, now: float) -> float:
+        """Seconds until it is settled."""
+        return max(self._settled_at - now, 0.0)
 
     def learn_contracts(self, contracts: Iterable[Contract]) -> None:
         """Note contracts from the catalogue."""
@@ -200,7 +206,7 @@ class Directory:
             if entry is None or served is None or served.pattern not in entry.offers:
                 continue
             at, offer = entry.offers[served.pattern]
-            if offer.price is None or now - at > OFFER_FRESH_S:
+            if offer.price is None or now - at > self._offer_fresh_s:
                 continue
             if offer.free > self.claims.since(candidate.worker, at, now):
                 found.append((candidate, offer))

@@ -505,7 +505,7 @@ class Negotiation(Undertaking):
         if self.state is State.AUCTIONING and self._auction.drop(worker):
             if self._auction.deserted:
                 return self._open_auction(now)
-            return self._close("all_answered", now) if self._auction.answered else []
+            return self._close(self._closed_by or "all_answered", now) if self._auction.answered else []
         return []
 
     def _lose(self, message: str, now: float) -> list[Command]:
@@ -655,9 +655,9 @@ class Negotiation(Undertaking):
 
     # ------------------------------------------------------------------ the journal
 
-    def on_stored(self, sequence: int) -> list[Command]:
+    def on_stored(self, sequence: int, now: float) -> list[Command]:
         """The outstanding entry was stored."""
-        commands = super().on_stored(sequence)
+        commands = super().on_stored(sequence, now)
         if self.state is State.READING and self._writer.idle:
             return [ReadStream()]
         return commands

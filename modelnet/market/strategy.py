@@ -100,7 +100,7 @@ def choose(task: Task, view: View) -> Plan:
 def _composite(kind: StrategyKind, why: str, wanted: Strategy, view: View) -> Plan:
     width = wanted.width or WIDTH[kind]
     there, of = (view.owners, "owner") if kind == "panel" else (len(view.candidates), "worker")
-    if there <= 1 < width and kind != "cascade":
+    if there <= 1 < width and (kind != "cascade" or not there):
         return Plan("auction", f"auction: {kind} {why}, but only {there} {of} could answer")
     if there < width:
         why += f"; {there} of {width} {of}s could answer"
@@ -120,7 +120,7 @@ def _automatic(task: Task, view: View) -> tuple[StrategyKind, str]:
         voted = sure * sure * (3 - 2 * sure)  # Condorcet: two of three independent answers are right
         if voted > sure:
             return "panel", f"quality {task.min_quality:.2f} is wanted, the best worker is sure of {sure:.2f} alone"
-    if task.strategy.check is not None and min(prices) * CHEAPER <= dearest:
+    if task.strategy.check is not None and min(prices) * CHEAPER <= dearest > min(prices):
         return "cascade", f"{task.strategy.check} can tell, and prices go from {min(prices)} to {dearest}"
     best = min((offer for _, offer in view.offers), key=lambda offer: offer.p90_ms)
     in_time, _ = chance_and_time_s(best.p50_ms / 1e3, best.p90_ms / 1e3, task.deadline_s)

@@ -117,7 +117,7 @@ class Undertaking(ABC):
         """Take the task in hand. `queue`: others wait for the same capability, so it waits behind them."""
         if self._final is not None:
             self.state = State.DONE
-            return [Finished(self._final)]
+            return [*self._clear_up(self._final), Finished(self._final)]
         if self._cancel_asked:
             return self._cancel(_CANCELLED, now)
         if now >= self._deadline:
@@ -156,9 +156,13 @@ class Undertaking(ABC):
         message = f"the deadline of {self.task.deadline_s:g} s passed{f' ({waited})' if waited else ''}"
         return self._finish("expired", now, ErrorInfo(code="expired", message=message))
 
+    def _clear_up(self, final: Final) -> list[Command]:
+        """The end stands already; what whoever wrote it may have died before it could stop."""
+        return []
+
     # ------------------------------------------------------------------ the journal
 
-    def on_stored(self, sequence: int) -> list[Command]:
+    def on_stored(self, sequence: int, now: float) -> list[Command]:
         """The outstanding entry was stored."""
         entry = self._writer.stored(sequence)
         if isinstance(entry, Final):
@@ -176,7 +180,7 @@ class Undertaking(ABC):
             if sequence <= self._writer.sequence:
                 continue
             if found is not None and found.encode() == entry.encode():
-                return self.on_stored(sequence)
+                return self.on_stored(sequence, now)
             self._writer.sequence = sequence
             if isinstance(found, Final):
                 self._writer.outstanding, self.state, self._final = None, State.DONE, found

@@ -50,9 +50,9 @@ class Planned(Message):
     kind: Literal["planned"] = "planned"
     task: Identifier
     strategy: Literal["race", "panel", "cascade"]
-    width: int = Field(ge=1, description="How many workers may answer.")
+    width: int = Field(ge=1, le=9, description="How many workers may answer.")
     workers: tuple[Identifier, ...] = Field(
-        default=(), description="A cascade's, in the order in which they are asked."
+        default=(), max_length=9, description="A cascade's, in the order in which they are asked."
     )
     why: str = Field(max_length=512, description="Why this strategy, for people.")
     negotiator: Identifier

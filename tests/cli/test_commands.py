@@ -144,3 +144,32 @@ def test_work_says_what_is_wrong_with_a_file(modelnet: Run, tmp_path: Path) -> N
     assert "nosuchmodule" in done.stderr
     assert modelnet("work", str(tmp_path / "absent.py")).returncode == 2
     assert "[no_server]" in modelnet("work", "examples/upper.py", "--url", "nats://127.0.0.1:1").stderr
+
+
+def test_a_strategy_can_be_named_and_the_trace_says_what_was_made_of_it(modelnet: Run) -> None:
+    named = ("--strategy", "race", "--width", "2", "--id", "cli-race")
+    assert modelnet("submit", "text.upper", "-i", '{"text": "x"}', *named).returncode == 0
+    assert "race asked for, but only 1 worker could answer" in modelnet("trace", "cli-race").stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--strategy", "bogus"), "strategy.kind"),
+        (("--strategy", "race", "--width", "0"), "strategy.width"),
+        (("--strategy", "race", "--width", "10"), "strategy.width"),
+        (("--strategy", "cascade", "--check", "not a name"), "strategy.check"),
+        (("--strategy", "cascade", "--confidence", "1.5"), "strategy.confidence"),
+        (("--width", "3"), "--strategy"),
+    ],
+)
+def test_a_strategy_that_cannot_be_meant(modelnet: Run, wrong: tuple[str, ...], told: str) -> None:
+    done = modelnet("submit", "text.upper", "-i", '{"text": "x"}', *wrong)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_the_help_of_submit_names_the_strategies(modelnet: Run) -> None:
+    shown = modelnet("submit", "--help").stdout
+    for option in ("--strategy", "--width", "--check", "--confidence"):
+        assert option in shown

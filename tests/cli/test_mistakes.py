@@ -34,6 +34,9 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ["submit", "text.upper"],
         ["submit", "text.upper", "-i", "{}", "--budget", "much"],
         ["submit", "text.upper", "-i", "{}", "--nosuch"],
+        ["submit", "text.upper", "-i", "{}", "--width", "3"],
+        ["submit", "text.upper", "-i", "{}", "--check", "a.b"],
+        ["submit", "text.upper", "-i", "{}", "--strategy", "panel", "--confidence", "high"],
         ["batch", "in.jsonl"],
     ],
 )
@@ -99,6 +102,7 @@ def test_what_is_no_duration(text: str) -> None:
 def test_workers_are_chosen_by_what_they_have() -> None:
     chosen = parse_selector(["model=a=b", "labels.gpu=h100", "labels.zone=eu"])
     assert chosen == {"model": "a=b", "labels": {"gpu": "h100", "zone": "eu"}}
+    assert parse_selector(["owner=a", "model=x", "owner=b"]) == {"owner": ["a", "b"], "model": "x"}
     for wrong in ("model", "model=", "colour=red", "labels.=x", "model.x=y"):
         with pytest.raises(UsageError):
             parse_selector([wrong])

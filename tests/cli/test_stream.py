@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modelnet.cli.stream import event_object, follow
-from modelnet.messages import Awarded, Delta, Final, Progress, Reset, Timings, Waiting
+from modelnet.messages import Awarded, Delta, Final, Planned, Progress, Reset, Timings, Waiting
 from modelnet.reader import StreamEvent
 
 MARK: dict[str, Any] = {"task": "t", "attempt": 1, "worker": "w"}
@@ -120,3 +120,19 @@ def test_every_event_has_the_documented_fields_first() -> None:
     ended = event_object(final(output={"a": 1}))
     wanted = ["kind", "task", "status", "output", "worker", "price", "attempts", "usage", "error"]
     assert list(ended)[:9] == wanted
+
+
+def test_a_plan_passes_and_parts_are_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Planned(task="t", strategy="race", width=2, why="race of 2: asked for", negotiator="n")
+    show(plan, final(output={}, parts=["t-part1", "t-part2"], attempts=2))
+    shown = capsys.readouterr().err
+    assert "race of 2" not in shown
+    assert "1 bid, 2 parts" in shown
+    show(final(output={}, parts=["t-part1"]))
+    assert "1 part " in capsys.readouterr().err
+    on_a_terminal(monkeypatch)
+    show(plan, final(output={}))
+    assert "race of 2: asked for" in capsys.readouterr().err
+    assert event_object(plan)["strategy"] == "race"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from modelnet.market import Candidate, Claims, Invited, Negotiation, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Claims, Invited, Negotiation, Plan, Policy, ReferencePrices, State
 from modelnet.market.commands import (
     CancelWork,
     Command,
@@ -27,6 +27,7 @@ from modelnet.messages import (
     Features,
     Final,
     JournalEntry,
+    Offer,
     Planned,
     Refusal,
     Resume,
@@ -78,7 +79,7 @@ def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 1
 
 class Table:
     """Drives one negotiation. `workers` are the candidates, those in `continues` can go on from a text; `settled` is
-    what the directory says of itself."""
+    what the directory says of itself. `offers`: prices of standing offers; given, the task is to take one."""
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class Table:
         negotiator: str = NEGOTIATOR,
         continues: str = "",
         charged: bool = False,
+        offers: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> None:
         self.now = 100.0
@@ -102,6 +104,7 @@ class Table:
         self.claims = Claims(2.0)
         self.policy = policy or Policy()
         self.sequence = max([0, *(sequence for sequence, _ in journal)])
+        self.offers = dict(offers or {})
         self._ids = 0
         task = Task(**{"id": "k", "tenant": "t", "capability": "a.b", "input": {"x": 1}, "deadline_s": 60.0, **fields})
         self.negotiation = Negotiation(
@@ -117,6 +120,8 @@ class Table:
             age_s=age_s,
             journal=journal,
             charged=charged,
+            plan=Plan("auction") if offers is None else Plan("spot", "spot: a test"),
+            standing=self._standing,
         )
 
     def _new_id(self) -> str:
@@ -125,6 +130,13 @@ class Table:
 
     def _find(self, auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
         return Invited([c for c in self.workers.values() if c.worker not in excluded], self.settled, self.everybody)
+
+    def _standing(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offer]]:
+        offered = {
+            worker: Offer(worker=worker, capability="a.b", price=price, p50_ms=10, p90_ms=20, free=1)
+            for worker, price in self.offers.items()
+        }
+        return [(candidate, offered[candidate.worker]) for candidate in candidates if candidate.worker in offered]
 
     @property
     def state(self) -> State:
@@ -152,7 +164,7 @@ class Table:
 
     def stored(self, sequence: int | None = None) -> list[Command]:
         self.sequence = self.sequence + 1 if sequence is None else sequence
-        return self.negotiation.on_stored(self.sequence)
+        return self.negotiation.on_stored(self.sequence, self.now)
 
     def refused(self, *journal: tuple[int, JournalEntry | None]) -> list[Command]:
         self.sequence = max([self.sequence, *(sequence for sequence, _ in journal)])

@@ -7,8 +7,19 @@ from typing import Any
 import pytest
 
 from modelnet.market import Candidate, Directory, Outcome, TrackRecords
+from modelnet.market.directory import OFFER_FRESH_S
 from modelnet.market.reputation import UNCLAIMED_QUALITY
-from modelnet.messages import Beat, CapabilityCard, Contract, RunningAttempt, Selector, Task, WorkerCard, digest_of
+from modelnet.messages import (
+    Beat,
+    CapabilityCard,
+    Contract,
+    Offer,
+    RunningAttempt,
+    Selector,
+    Task,
+    WorkerCard,
+    digest_of,
+)
 
 DIGEST = digest_of("a contract")
 OTHER = digest_of("another")
@@ -41,6 +52,51 @@ def directory() -> Directory:
     directory.learn_card(card("v", "text.>", model="qwen"), 0.0)
     directory.learn_card(card("u", "math.sum"), 0.0)
     return directory
+
+
+def test_one_of_several_names_will_do(directory: Directory) -> None:
+    for selector, workers in (
+        (Selector(worker=("w", "x")), ["w"]),
+        (Selector(worker=("w", "v")), ["v", "w"]),
+        (Selector(owner=("me", "you"), model=("llama", "qwen")), ["w"]),
+        (Selector(model=()), []),
+    ):
+        assert found(directory, task(require=selector)) == (workers if selector else ["v", "w"])
+    assert found(directory, task(exclude=Selector(worker=("w", "v")))) == []
+    assert found(directory, task(exclude=Selector(owner=("me", "you")))) == ["v"]
+
+
+def test_only_fresh_offers_with_a_price_and_a_free_slot_stand(directory: Directory) -> None:
+    wanted = task()
+
+    def standing(now: float) -> list[tuple[str, int | None]]:
+        offers = directory.standing(wanted, directory.candidates(wanted, NONE), now)
+        return [(candidate.worker, offer.price) for candidate, offer in offers]
+
+    def offer(worker: str, capability: str, price: int | None = 5, free: int = 1) -> Offer:
+        return Offer(worker=worker, capability=capability, price=price, p50_ms=1, p90_ms=2, free=free)
+
+    assert standing(1.0) == []
+    directory.hear_offer(offer("w", "text.generate"), 1.0)
+    directory.hear_offer(offer("v", "text.>", price=None), 1.0)
+    directory.hear_offer(offer("u", "text.generate"), 1.0)  # not on its card
+    directory.hear_offer(offer("x", "text.generate"), 1.0)  # nobody knows it
+    assert standing(1.0) == [("w", 5)]
+    assert standing(1.0 + OFFER_FRESH_S) == [("w", 5)]
+    assert standing(1.1 + OFFER_FRESH_S) == []
+    directory.hear_offer(offer("w", "text.generate", free=0), 4.0)
+    assert standing(4.0) == []
+    directory.hear_offer(offer("v", "text.>", price=3, free=99), 4.0)
+    assert standing(4.0) == [("v", 3)]
+    assert directory.free("text.generate") == (1, 2)
+
+
+def test_offers_are_believed_for_two_beats_however_rare() -> None:
+    directory = Directory(lost_after_s=9.0, now=0.0)
+    directory.learn_card(card("w", "text.generate"), 0.0)
+    directory.hear_offer(Offer(worker="w", capability="text.generate", price=1, p50_ms=1, p90_ms=2, free=1), 0.0)
+    ages = (2.6, 6.0, 6.1)
+    assert [bool(directory.standing(task(), directory.candidates(task(), NONE), age)) for age in ages] == [1, 1, 0]
 
 
 def test_it_is_settled_after_two_beats(directory: Directory) -> None:

@@ -140,6 +140,32 @@ async def test_a_task_costs_exactly_the_price_of_its_final(network: Network, led
     await network.stop(worker)
 
 
+async def test_a_task_of_parts_costs_what_its_parts_cost(network: Network, ledger: Ledger, store: Store) -> None:
+    """Each is held, settled or released by itself; the whole is not, and they stay within its budget."""
+    ledger_worker = await network.ledger_worker()
+    other = network.worker("other-mill", owner="other")
+
+    @other.capability("grind", price=PRICE)
+    async def grind(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+        return {"ground": input["grain"]}
+
+    await network.join(other)
+    tenant = await open_account(network, ledger, 5_000)
+    final = await final_of(await submit(network, tenant, strategy="panel", budget=200))
+    assert (final.status, final.held, len(final.parts)) == ("completed", None, 2)
+    assert final.price is not None
+    assert 2 * PRICE <= final.price <= 200
+    await until_released(ledger, tenant)
+    assert sorted(await settled(store, tenant)) == sorted(final.parts)
+    assert (await ledger.account(tenant)).balance == 5_000 - final.price
+    poor = await open_account(network, ledger, 60)
+    broke = await final_of(await submit(network, poor, strategy="race", budget=200))
+    assert broke.error is not None
+    assert (broke.error.code, broke.price) == ("no_funds", 0)
+    await network.stop(other)
+    await network.stop(ledger_worker)
+
+
 async def test_what_does_not_complete_costs_nothing(network: Network, ledger: Ledger, store: Store) -> None:
     worker = await network.ledger_worker()
     tenant = await open_account(network, ledger, 5_000)

@@ -47,7 +47,7 @@ async def until_quiet(network: Network, *parties: object) -> None:
 
 
 async def mixed_load(network: Network, rounds: int) -> None:
-    """Every way a task can end: completed, failed, expired, cancelled, unknown, malformed, waited for, declined."""
+    """Every way a task can end: completed, failed, expired, cancelled, unknown, malformed, waited for, in parts."""
     client, tasks = network.client, []
     for n in range(rounds):
         tasks += [
@@ -57,12 +57,19 @@ async def mixed_load(network: Network, rounds: int) -> None:
             await client.submit("memory.echo", {}, require={"worker": "nobody"}, deadline_s=0.3),
             await client.submit("memory.echo", {}, budget=0),
             await client.submit("memory.unknown", {}),
+            await client.submit("memory.echo", {"n": n}, strategy="panel"),
+            await client.submit("memory.echo", {"n": n}, strategy="race"),
+            await client.submit("memory.echo", {"n": n}, strategy="spot"),
+            await client.submit("memory.echo", {}, strategy={"kind": "cascade", "check": "memory.unknown"}),
+            await client.submit("memory.sleep", {}, strategy="panel", deadline_s=0.3),
         ]
         cancelled = await client.submit("memory.sleep", {})
         await cancelled.cancel()
         wrong = Task(capability="memory.echo", input={})
         await network.bus.request(subjects.task(wrong), b"garbage", timeout=5)
-        tasks += [cancelled, client.task(wrong.id)]
+        raced = await client.submit("memory.sleep", {}, strategy="race")
+        await raced.cancel()
+        tasks += [cancelled, raced, client.task(wrong.id)]
     async with asyncio.timeout(PATIENCE_S):
         statuses = {(await task.final()).status for task in tasks}
     assert statuses == {"completed", "failed", "expired", "cancelled"}
@@ -70,24 +77,26 @@ async def mixed_load(network: Network, rounds: int) -> None:
 
 async def test_no_container_grows_with_the_work_done(network: Network) -> None:
     (negotiator,) = network.negotiators
-    worker = network.worker("thrifty", slots=4)
+    workers = [network.worker(f"thrifty-{n}", owner=f"owner-{n}", slots=8) for n in range(2)]
+    for worker in workers:
 
-    @worker.capability("memory.echo", price=1)
-    async def echo(ctx: modelnet.Context, input: Json) -> Json:
-        return input
+        @worker.capability("memory.echo", price=1)
+        async def echo(ctx: modelnet.Context, input: Json) -> Json:
+            return input
 
-    @worker.capability("memory.fail")
-    async def fail(ctx: modelnet.Context, input: Json) -> Json:
-        raise ValueError("always")
+        @worker.capability("memory.fail")
+        async def fail(ctx: modelnet.Context, input: Json) -> Json:
+            raise ValueError("always")
 
-    @worker.capability("memory.sleep")
-    async def sleep(ctx: modelnet.Context, input: Json) -> Json:
-        await asyncio.Event().wait()
-        return {}
+        @worker.capability("memory.sleep")
+        async def sleep(ctx: modelnet.Context, input: Json) -> Json:
+            await asyncio.Event().wait()
+            return {}
 
-    await network.join(worker)
+    await network.join(*workers)
     await mixed_load(network, 2)
-    parties = negotiator, negotiator._hand, negotiator._receipts, negotiator._reception, worker
+    rooms = negotiator._hand, negotiator._receipts, negotiator._reception, negotiator._parts, negotiator._inquiry
+    parties = negotiator, *rooms, *workers
     await until_quiet(network, *parties)
     before = [sizes(party) for party in parties]
     await mixed_load(network, 15)

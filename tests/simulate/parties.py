@@ -492,7 +492,7 @@ class Shell(Party):
             if held.token == token and self.held.get(task) is held:
                 held.token = None
                 if sequence is not None:
-                    self._hear(task, lambda n: n.on_stored(sequence))
+                    self._hear(task, lambda n: n.on_stored(sequence, world.now))
                 else:
                     journal = tuple(world.journal[task])
                     self._hear(task, lambda n: n.on_refused(journal, world.now))

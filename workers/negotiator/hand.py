@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 
-from modelnet.market import Composite, Line, Negotiation, Place, Undertaking
+from modelnet.market import COMPOSITE, Composite, Line, Negotiation, Place, Undertaking
 from modelnet.market.commands import Timer
 from modelnet.messages import Task
 
-__all__ = ["Hand", "Held"]
+__all__ = ["Hand", "Held", "Part"]
 
 WAITING_SHARE = 0.5
 """Of the tasks held, those of one capability that may wait for a free worker; more go back to the stream."""
@@ -23,6 +23,19 @@ UNFUNDED_SHARE = 0.25
 
 TENANT_SHARE = 0.75
 """Of the tasks held, those of one tenant and class; more go back to the stream, to let others' be seen."""
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of a task, as far as it is followed."""
+
+    follower: asyncio.Task[None] | None = None
+    published: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is, or never will be."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its journal may have grown."""
+    seen: int = 0
+    """Sequence of the last entry of its journal that its task was told of."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +58,12 @@ class Held:
     fetching: int = 0
     """The attempt whose large output is being fetched."""
     place: Place | None = None
-    parts: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    """Those who follow its parts, by number."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Those that it is made of, by id."""
+    cancels: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Those who cancel parts of it, by the part's id."""
+    in_intake: bool = True
+    """Whether it has one of the intake's places."""
     called_for: str = ""
     """The worker for whose free slot it was called out of the line, until its auction is decided."""
 
@@ -61,6 +78,11 @@ class Held:
         """The undertaking of one that is made of parts."""
         assert isinstance(self.undertaking, Composite)
         return self.undertaking
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether it is made of parts."""
+        return isinstance(self.undertaking, Composite)
 
     @property
     def task(self) -> Task:
@@ -90,8 +112,11 @@ class Hand:
         self._called = set[Held]()
         self._unfunded = set[Held]()
         self._most_unfunded = max(int(most * UNFUNDED_SHARE), 1)
-        self._by_tenant = Counter[tuple[str, int]]()
+        self._by_tenant = Counter[tuple[str, int, bool]]()
+        """How many are held of a tenant and class. Those made of parts count by themselves: else they could take all
+        the places that their parts need."""
         self._most_of_a_tenant = max(int(most * TENANT_SHARE), 1)
+        self._most_composites = most
 
     def all(self) -> list[Held]:
         """A list, so that it does not change under its reader."""
@@ -107,19 +132,26 @@ class Hand:
 
     def has_room_for(self, task: Task) -> bool:
         """Whether its tenant has fewer than its share in hand, or this one is among them already."""
-        mine = self._by_tenant[task.tenant, task.priority_class]
-        return mine < self._most_of_a_tenant or (task.tenant, task.id) in self._held
+        if (task.tenant, task.id) in self._held:
+            return True
+        kind = task.strategy.kind
+        if kind in (*COMPOSITE, "auto"):
+            composites = sum(count for (_, _, composite), count in self._by_tenant.items() if composite)
+            mine = self._by_tenant[task.tenant, task.priority_class, True]
+            if mine >= self._most_of_a_tenant or composites >= self._most_composites:
+                return False
+        return self._by_tenant[task.tenant, task.priority_class, False] < self._most_of_a_tenant
 
     def add(self, held: Held) -> None:
         """Take a task in hand."""
         self._held[held.key] = held
-        self._by_tenant[held.task.tenant, held.task.priority_class] += 1
+        self._by_tenant[_owner(held)] += 1
 
     def forget(self, held: Held) -> None:
         """It is in hand no longer."""
         if self.holds(held):
             del self._held[held.key]
-            owner = (held.task.tenant, held.task.priority_class)
+            owner = _owner(held)
             self._by_tenant[owner] -= 1
             if not self._by_tenant[owner]:
                 del self._by_tenant[owner]
@@ -129,9 +161,11 @@ class Hand:
         for timer in held.timers.values():
             timer.cancel()
         held.timers.clear()
-        for follower in held.parts.values():
-            follower.cancel()
+        for part in held.parts.values():
+            if part.follower is not None:
+                part.follower.cancel()
         held.parts.clear()
+        held.cancels.clear()
 
     # ------------------------------------------------------------------ auctions
 
@@ -185,3 +219,7 @@ class Hand:
         worker, held.called_for = held.called_for, ""
         self._called.discard(held)
         return worker
+
+
+def _owner(held: Held) -> tuple[str, int, bool]:
+    return held.task.tenant, held.task.priority_class, held.is_composite

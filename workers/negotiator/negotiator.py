@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -19,8 +18,7 @@ from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
 from modelnet.bus.streams import setup_bus
-from modelnet.client import Client as TaskClient
-from modelnet.errors import ModelnetError, UnknownTask
+from modelnet.errors import ModelnetError
 from modelnet.market import (
     COMPOSITE,
     Candidate,
@@ -46,6 +44,7 @@ from modelnet.messages import (
     CancelAttempt,
     Claim,
     Done,
+    ErrorInfo,
     Features,
     Final,
     Offer,
@@ -65,6 +64,7 @@ from .clients import Clients
 from .examiner import Examiner, usable
 from .hand import Hand, Held
 from .inquiry import Inquiry
+from .parts import Parts
 from .receipts import Receipts
 from .reception import Reception
 from .till import Till
@@ -75,6 +75,7 @@ log = structlog.get_logger("negotiator")
 
 TICK_S = 1.0
 RELIST_S = 30.0
+STOP_ROUNDS = 10
 
 TYPICAL_S = 1.0
 """What a task takes, where that is not known."""
@@ -117,7 +118,7 @@ class Negotiator:
         self._till = Till(nc, config)
         await self._till.open()
         self._clients = Clients(nc)
-        self._client = TaskClient(nc, config)
+        self._parts = Parts(nc, config, self._hand, on_event=self._on_part, spawn=self._spawn)
         self._inquiry = Inquiry(nc, self._hand, negotiator=self.id, timeout_s=config.award_timeout_ms / 1e3)
         await self._clock.sync(nc)
         await self._relist()
@@ -153,13 +154,14 @@ class Negotiator:
         if not self._started:
             return
         await self._reception.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(STOP_ROUNDS):  # what ends may begin more, and wait_for in nats-py swallow a cancel
+            if not (tasks := list(self._tasks)):
+                break
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.2)
         for held in self._hand.all():
-            if held.undertaking.state is not State.DONE:
-                await self._nc.publish(held.msg.reply, b"-NAK")
+            await self._nc.publish(held.msg.reply, b"-NAK")  # done or not: parts may still be there to be cancelled
             self._forget(held)
         await self._till.close()
         await self._archive.close()
@@ -171,7 +173,7 @@ class Negotiator:
         """After a lost connection: what was asked for is forgotten, and beats were missed."""
         if not self._started:
             return
-        self._client.reconnects += 1
+        self._parts.reconnected()
         await self._reception.reconnected()
         await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
         await self._till.refresh()
@@ -224,10 +226,11 @@ class Negotiator:
     async def _relist(self) -> None:
         self._directory.learn_contracts(filter(usable, await self._catalogue.contracts()))
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._spawned_done)
+        return task
 
     def _spawned_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -240,7 +243,13 @@ class Negotiator:
         plan = self._plan(task, accepts, journal)
         if plan.kind in COMPOSITE:
             now = time.monotonic()
-            return Composite(task, plan, negotiator=self.id, now=now, age_s=age_s, journal=journal)
+
+            def present(worker: str) -> bool:
+                if not self._directory.settled(time.monotonic()):
+                    return True
+                return self._directory.candidate(worker, task, accepts) is not None
+
+            return Composite(task, plan, negotiator=self.id, now=now, age_s=age_s, journal=journal, present=present)
 
         def find(auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
             now = time.monotonic()
@@ -374,7 +383,7 @@ class Negotiator:
             return
         sequence = journal.stored_sequence(msg)
         if sequence:
-            await self._run(held, held.undertaking.on_stored(sequence))
+            await self._run(held, held.undertaking.on_stored(sequence, time.monotonic()))
         elif journal.refused(msg):
             self._spawn(self._read_back(held))
         else:
@@ -418,24 +427,21 @@ class Negotiator:
 
     # ------------------------------------------------------------------ of parts
 
-    async def _follow_part(self, held: Held, number: int, part: Task) -> None:
-        """Publish a part and tell of its award and its end, as often as it takes to hear of them."""
+    async def _on_part(self, held: Held, number: int, what: Awarded | Final | ErrorInfo) -> None:
+        composite, now = held.composite, time.monotonic()
+        match what:
+            case Awarded():
+                await self._run(held, composite.on_part_awarded(number, what.worker, what.owner, now))
+            case Final():
+                await self._run(held, composite.on_part_ended(number, what, now))
+            case ErrorInfo():
+                await self._run(held, composite.on_part_refused(number, what, now))
 
-        async def follow() -> None:
-            composite = held.composite
-            async for event in (await self._client.publish(part)).stream():
-                now = time.monotonic()
-                if isinstance(event, Awarded):
-                    await self._run(held, composite.on_part_awarded(number, event.worker, event.owner, now))
-                elif isinstance(event, Final):
-                    await self._run(held, composite.on_part_ended(number, event, now))
-
-        await self._inquiry.until_done(held, "part", follow)
-
-    async def _cancel_part(self, held: Held, part: str) -> None:
-        cancel = partial(self._client.cancel, part, tenant=held.task.tenant)
-        with contextlib.suppress(UnknownTask):  # it was never published
-            await self._inquiry.until_done(held, "cancel", cancel)
+    async def _finish_later(self, held: Held) -> None:
+        """A task leaves the stream once its parts are cancelled: until then another negotiator would do that."""
+        await self._parts.cancelled(held)
+        if self._hand.holds(held):
+            await self._reception.finished(held)
 
     # ------------------------------------------------------------------ of workers
 
@@ -612,15 +618,16 @@ class Negotiator:
                     if last is not None:
                         self._receipts.drop_award(last)
                         await self._reception.give_back(last)
-                case cmd.StartPart(number, part):
-                    follower = asyncio.get_running_loop().create_task(self._follow_part(held, number, part))
-                    held.parts[number] = follower
-                    follower.add_done_callback(self._spawned_done)
-                case cmd.CancelPart(part_id):
-                    self._spawn(self._cancel_part(held, part_id))
+                case cmd.StartPart():
+                    self._parts.start(held, command)
+                case cmd.CancelPart(part):
+                    self._parts.cancel(held, part)
                 case cmd.Finished(final):
                     self._receipts.drop_award(held)
-                    await self._reception.finished(held)
+                    if held.cancels:
+                        self._spawn(self._finish_later(held))
+                    else:
+                        await self._reception.finished(held)
                     log.debug("task_finished", task=task.id, status=final.status, worker=final.worker)
                 case cmd.Abandon():
                     self._receipts.drop_award(held)

@@ -18,7 +18,7 @@ from modelnet.bus.clock import ServerClock
 from modelnet.bus.intake import TaskIntake
 from modelnet.bus.streams import last_sequence
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge
-from modelnet.market import Directory, Journal, Pace, Undertaking
+from modelnet.market import COMPOSITE, Directory, Journal, Pace, Undertaking
 from modelnet.market.commands import Command
 from modelnet.messages import ErrorInfo, Features, Final, Task
 
@@ -53,7 +53,7 @@ class Reception:
         undertake: Callable[[Task, Features, Callable[[str], bool], float, Journal], Undertaking],
         relist: Callable[[], Awaitable[None]],
         run: Callable[[Held, list[Command]], Awaitable[None]],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         """`limit`: tasks held at once. `undertake(task, features, accepts, age_s, journal)` makes the undertaking of a
         task, `run` carries out its commands. `relist` reads the catalogue anew."""
@@ -108,17 +108,22 @@ class Reception:
         self._released += 1
         await self._nc.publish(held.msg.reply, b"+ACK")
         self._hand.forget(held)
-        await self._intake.release()
+        await self._leave_intake(held)
 
     async def abandon(self, held: Held) -> None:
         """A task is another negotiator's."""
         self._hand.forget(held)
-        await self._intake.release()
+        await self._leave_intake(held)
 
     async def give_back(self, held: Held) -> None:
         """There is no room for a task after all: it comes again later."""
         self._hand.forget(held)
         await self._postpone(held.msg, held.task)
+
+    async def _leave_intake(self, held: Held) -> None:
+        if held.in_intake:
+            held.in_intake = False
+            await self._intake.release()
 
     # ------------------------------------------------------------------ messages
 
@@ -133,12 +138,18 @@ class Reception:
             error = ErrorInfo(code="malformed", message=reason[:4096])
             self._spawn(self._safely(msg, self._bury(msg, error)))
             return
-        if not self._hand.has_room_for(task):
+        if not self._hand.has_room_for(task) or self._too_early(msg, task):
             await self._postpone(msg, task)
         elif self._is_simple(msg, task):
             await self._safely(msg, self._take(msg, task, ()))
         else:
             self._spawn(self._safely(msg, self._take_slowly(msg, task)))
+
+    def _too_early(self, msg: Msg, task: Task) -> bool:
+        """Whether it should be worked on by several, and will be in time when it is known who is there."""
+        if task.strategy.kind not in COMPOSITE or self._directory.settled(time.monotonic()):
+            return False
+        return task.deadline_s - self._age_s(msg) > 2 * RETURN_S + self._directory.settles_in(time.monotonic())
 
     def _is_simple(self, msg: Msg, task: Task) -> bool:
         """Whether a task can be taken without asking the server for anything."""
@@ -238,6 +249,9 @@ class Reception:
         examined: Examined | None = None,
         refused: ErrorInfo | None = None,
     ) -> None:
+        if not self._hand.has_room_for(task):  # others were faster
+            await self._postpone(msg, task)
+            return
         violations, features = examined or self._examiner.examine(task, task.input, len(msg.data))
         verdicts = {digest: violation is None for digest, violation in violations.items()}
 
@@ -259,6 +273,8 @@ class Reception:
         else:
             commands = undertaking.begin(now, queue=self._hand.waiting.is_before(task))
         await self._run(held, commands)
+        if held.is_composite:
+            await self._leave_intake(held)  # its parts need the place
 
     def _refusal(self, msg: Msg, task: Task, violations: dict[str, str | None]) -> ErrorInfo | None:
         """Why a task should never have been asked for."""
