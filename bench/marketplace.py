@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from modelnet.estimates import wait_s
+from modelnet.market import Policy
 from modelnet.market.scarcity import Scarcity
 from modelnet.worker import BACKLOG
 
@@ -269,13 +270,14 @@ def play(network: Network, router: Router) -> Played:
     cost, paid = dict[int, float](), dict[int, int]()
     line: deque[Job] = deque()
     events: list[tuple[float, int, int, Job, int, str]] = []
-    """(time, order, kind: 0 an end, 1 an arrival; job, worker, outcome)"""
+    """(time, order, kind: 0 an end, 1 an arrival, 2 another try; job, worker, outcome)"""
     order = 0
     for job in network.jobs:
         events.append((job.at, order, 1, job, -1, ""))
         order += 1
     heapq.heapify(events)
-    placed_at = dict[int, float]()
+    policy = Policy()
+    placed_at, pauses = dict[int, float](), dict[int, float]()
     running = dict[tuple[int, int], float]()
 
     def end(job: Job, now: float, *, good: bool, answered: bool, worker: int | None) -> None:
@@ -306,6 +308,12 @@ def play(network: Network, router: Router) -> Played:
         order += 1
         heapq.heappush(events, (until, order, 0, job, w, outcome + f":{uncached // BLOCK}"))
 
+    def later(job: Job, now: float) -> None:
+        nonlocal order
+        pauses[job.number] = pause_s = min(max(2 * pauses.get(job.number, 0.0), policy.pause_s), policy.longest_pause_s)
+        order += 1
+        heapq.heappush(events, (now + pause_s, order, 2, job, -1, ""))
+
     def give(job: Job, now: float) -> bool:
         """Whether the task is off our hands."""
         if now >= job.at + job.deadline_s:
@@ -314,6 +322,9 @@ def play(network: Network, router: Router) -> Played:
         if router.central and all(work.full for work in workers):
             return False
         found = router.place(job, workers, failed.get(job.number, frozenset()), now)
+        if found is None and router.central and any(work.full for work in workers):
+            later(job, now)  # those too busy to bid may bid better
+            return True
         if found is None:
             end(job, now, good=False, answered=False, worker=None)
             return True
@@ -328,6 +339,10 @@ def play(network: Network, router: Router) -> Played:
 
     while events:
         now, _, kind, job, number, what = heapq.heappop(events)
+        if kind == 2:
+            if not give(job, now):
+                line.appendleft(job)
+            continue
         if kind == 1:
             if line or not give(job, now):
                 line.append(job)

@@ -26,6 +26,7 @@ _WAITING = {
     "no_worker": "waiting: no worker of this capability is on the network now",
     "busy": "waiting: every worker of this capability is busy",
     "no_bids": "waiting: nobody answered the request for bids in time; asking again",
+    "poor_bids": "waiting: no bid is worth its price, and others are too busy to bid; asking again",
     "ledger_away": "waiting: the ledger is away, so the price cannot be set aside; asking again",
 }
 

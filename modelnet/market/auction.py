@@ -73,6 +73,11 @@ class Auction:
         return self._decision is not None and self._decision.spot
 
     @property
+    def somebody_is_full(self) -> bool:
+        """Whether one of those asked might bid, and better, once it has room."""
+        return any(reason in ("busy", "full") for reason in self._refusals.values())
+
+    @property
     def refused(self) -> bool:
         """Whether anybody said that it cannot."""
         return bool(self._refusals)

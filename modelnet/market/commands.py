@@ -46,7 +46,7 @@ __all__ = [
     "Write",
 ]
 
-WaitingReason = Literal["no_worker", "busy", "no_bids", "ledger_away"]
+WaitingReason = Literal["no_worker", "busy", "no_bids", "poor_bids", "ledger_away"]
 Timer = Literal["window", "award", "notice", "deadline", "retry", "funds"]
 
 
@@ -158,10 +158,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The task waits: call `wake` when capacity may be there, or give it back to the stream. One that waits for the
-    ledger goes on by a timer of its own."""
+    """The task waits: call `wake` when capacity may be there, or give it back to the stream."""
 
     reason: WaitingReason
+
+    @property
+    def aside(self) -> bool:
+        """Whether it goes on by a timer of its own: it stands in nobody's way to a free slot."""
+        return self.reason in ("poor_bids", "ledger_away")
 
 
 @dataclass(frozen=True, slots=True)

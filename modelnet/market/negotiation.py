@@ -86,6 +86,10 @@ class Policy:
     """How long a task waits before its readers are told why."""
     retry_s: float = 0.1
     """Pause before an auction that nobody answered is held again."""
+    pause_s: float = 1.0
+    """Pause before an auction without an acceptable bid is held again, if others were too busy to bid; doubled each
+    time."""
+    longest_pause_s: float = 16.0
     ledger_retry_s: float = 1.0
     """Pause before the ledger is asked again."""
     more_rounds: int = 2
@@ -174,6 +178,7 @@ class Negotiation(Undertaking):
         """Why the open auction would be closed, while it waits for the tenant's money."""
         self._waiting_reason: WaitingReason | None = None
         self._told_waiting: str | None = None
+        self._pause_s = 0.0
         self._catch_up(journal)
 
     @property
@@ -239,7 +244,7 @@ class Negotiation(Undertaking):
     def wake(self, now: float, caller: str | None = None) -> list[Command]:
         """Capacity may be there, at the worker `caller`: try again, if the task waits for that."""
         self._rounds = 0
-        waits = self.state is State.WAITING and self._waiting_reason != "ledger_away"
+        waits = self.state is State.WAITING and self._waiting_reason not in ("poor_bids", "ledger_away")
         return self._open_auction(now, caller) if waits else []
 
     def _wait(self, reason: WaitingReason) -> list[Command]:
@@ -247,6 +252,9 @@ class Negotiation(Undertaking):
         commands: list[Command] = []
         if reason == "no_bids":  # they live but were too slow: nothing will announce that they are quicker now
             commands.append(StartTimer("retry", self._auction.id, self._policy.retry_s))
+        if reason == "poor_bids":
+            self._pause_s = min(max(2 * self._pause_s, self._policy.pause_s), self._policy.longest_pause_s)
+            commands.append(StartTimer("retry", self._auction.id, self._pause_s))
         if reason == "ledger_away":
             commands.append(StartTimer("funds", "", self._policy.ledger_retry_s))
         if self._told_waiting != reason:
@@ -359,7 +367,10 @@ class Negotiation(Undertaking):
             now=now,
         )
         if auction.winner() is None:
-            return [Record(transcript), *self._finish("failed", now, auction.no_acceptable_bid(self.task))]
+            error = auction.no_acceptable_bid(self.task)
+            if error.code == "no_acceptable_bid" and auction.somebody_is_full:
+                return [Record(transcript), *self._wait("poor_bids")]
+            return [Record(transcript), *self._finish("failed", now, error)]
         # The award first: its reader waits, the transcript's does not.
         return [*self._award(now), Record(transcript)]
 
@@ -581,7 +592,7 @@ class Negotiation(Undertaking):
         if timer == "window" and self.state is State.AUCTIONING and key == self._auction.id:
             return self._close("time_limit", now)
         if timer == "retry" and key == self._auction.id:
-            return self.wake(now)
+            return self._open_auction(now) if self.state is State.WAITING else []
         if timer == "funds" and self.state is State.WAITING:
             return [*self._funds.ask(self._deadline - now)]
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):

@@ -70,7 +70,7 @@ class Waiting(Message):
 
     kind: Literal["waiting"] = "waiting"
     task: Identifier
-    reason: Literal["no_worker", "busy", "no_bids", "ledger_away"]
+    reason: Literal["no_worker", "busy", "no_bids", "poor_bids", "ledger_away"]
     negotiator: Identifier
 
 

@@ -151,10 +151,20 @@ class Table:
         return self.negotiation.wake(self.now)
 
     def bid(
-        self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False, free: int = 1
+        self,
+        worker: str,
+        price: int = 10,
+        *,
+        auction: str | None = None,
+        newcomer: bool = False,
+        free: int = 1,
+        slow: bool = False,
     ) -> list[Command]:
+        """`slow`: it says itself that it cannot be in time."""
         on = auction or self.negotiation.auction or "none"
-        reply = Bid(auction=on, worker=worker, price=price, p50_ms=10, p90_ms=20, free=free)
+        reply = Bid(
+            auction=on, worker=worker, price=price, p50_ms=1e6 if slow else 10, p90_ms=2e6 if slow else 20, free=free
+        )
         known = Candidate(worker, f"owner-of-{worker}", CONTRACT, 0.8) if newcomer else None
         return self.negotiation.on_bid(reply, self.now, known)
 

@@ -6,7 +6,7 @@ import pytest
 
 from modelnet.market import State
 from modelnet.market.commands import AskForBids, Hold, Record, StartTimer
-from modelnet.messages import Waiting
+from modelnet.messages import Final, Waiting
 from tests.market.table import Table, award_to, entry, one, some, timers
 
 
@@ -110,6 +110,45 @@ def test_another_reason_is_news() -> None:
     written = entry(table.timer("notice", "no_bids"))
     assert isinstance(written, Waiting)
     assert written.reason == "no_bids"
+
+
+# ---------------------------------------------------------------------- poor bids
+
+
+def test_who_is_too_busy_to_bid_may_bid_better_later() -> None:
+    table = Table("w", "v")
+    table.begin()
+    for auction, pause_s in enumerate((1, 2, 4, 8, 16, 16), 1):
+        table.bid("w", slow=True)
+        waiting = table.refuse("v")
+        hold = one(waiting, Hold)
+        assert (hold.reason, hold.aside) == ("poor_bids", True)
+        assert timers(waiting)["retry"] == pytest.approx(pause_s)
+        assert some(waiting, Record), "why is on record"
+        assert table.wake() == [], "a free slot is for those that could take it"
+        assert some(table.timer("retry", f"auction{auction}"), AskForBids)
+    table.bid("w", slow=True)
+    assert award_to(table.bid("v")) == ("v", 1)
+
+
+def test_where_nobody_is_too_busy_poor_bids_are_the_end() -> None:
+    table = Table("w", "v")
+    table.begin()
+    table.bid("w", slow=True)
+    final = entry(table.bid("v", slow=True))
+    assert isinstance(final, Final)
+    assert final.error is not None
+    assert final.error.code == "no_acceptable_bid"
+
+
+def test_a_budget_that_is_too_small_is_told_at_once() -> None:
+    table = Table("w", "v", budget=5)
+    table.begin()
+    table.bid("w", 6)
+    final = entry(table.refuse("v"))
+    assert isinstance(final, Final)
+    assert final.error is not None
+    assert final.error.code == "over_budget"
 
 
 # ---------------------------------------------------------------------- lost bidders

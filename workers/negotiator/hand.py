@@ -18,8 +18,9 @@ __all__ = ["Hand", "Held", "Part"]
 WAITING_SHARE = 0.5
 """Of the tasks held, those of one capability that may wait for a free worker; more go back to the stream."""
 
-UNFUNDED_SHARE = 0.25
-"""Of the tasks held, those that may wait for the ledger; more go back to the stream, so that free tenants' go on."""
+ASIDE_SHARE = 0.25
+"""Of the tasks held, those that may wait for the ledger or a better bid; more go back to the stream, to let others' be
+seen."""
 
 TENANT_SHARE = 0.75
 """Of the tasks held, those of one tenant and class; more go back to the stream, to let others' be seen."""
@@ -110,8 +111,8 @@ class Hand:
         self._held: dict[tuple[str, str], Held] = {}
         self._by_auction: dict[str, Held] = {}
         self._called = set[Held]()
-        self._unfunded = set[Held]()
-        self._most_unfunded = max(int(most * UNFUNDED_SHARE), 1)
+        self._aside = set[Held]()
+        self._most_aside = max(int(most * ASIDE_SHARE), 1)
         self._by_tenant = Counter[tuple[str, int, bool]]()
         """How many are held of a tenant and class. Those made of parts count by themselves: else they could take all
         the places that their parts need."""
@@ -187,18 +188,18 @@ class Hand:
 
     # ------------------------------------------------------------------ waiting
 
-    def wait(self, held: Held, *, for_funds: bool) -> Held | None:
-        """It waits, for the ledger or for a worker; returns whoever must go back to the stream for it."""
+    def wait(self, held: Held, *, aside: bool) -> Held | None:
+        """It waits, in line for a worker or aside; returns whoever must go back to the stream for it."""
         self.closed(held)
-        if not for_funds:
+        if not aside:
             return self.waiting.add(held)
         self.waiting.leave(held)  # a free slot is for those that could take it
-        self._unfunded.add(held)
-        return held if len(self._unfunded) > self._most_unfunded else None
+        self._aside.add(held)
+        return held if len(self._aside) > self._most_aside else None
 
     def _stop_waiting(self, held: Held) -> None:
         self.waiting.leave(held)
-        self._unfunded.discard(held)
+        self._aside.discard(held)
 
     def call(
         self, worker: str, serves: Callable[[str], bool], could_take: Callable[[Held], bool], count: int

@@ -614,7 +614,7 @@ class Negotiator:
                     self._spawn(self._bury(held, reason))
                 case cmd.Hold(reason):
                     log.debug("task_waiting", task=task.id, reason=reason)
-                    last = self._hand.wait(held, for_funds=reason == "ledger_away")
+                    last = self._hand.wait(held, aside=command.aside)
                     if last is not None:
                         self._receipts.drop_award(last)
                         await self._reception.give_back(last)
