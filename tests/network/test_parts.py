@@ -14,10 +14,11 @@ import modelnet
 from modelnet.bus import journal, subjects
 from modelnet.bus.replay import read_all
 from modelnet.client import TaskHandle
-from modelnet.errors import ConnectionFailed
+from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Beat, Final, Planned, Task, Timings, new_id, part_id
 from tests.network.stage import PATIENCE_S, Network, events, until
 from tests.network.test_strategies import Answer, Json, offered, says, worker
+from workers.negotiator import Negotiator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -251,8 +252,15 @@ async def test_whoever_takes_it_over_publishes_nothing_again(network: Network) -
     assert set(gate.runs.values()) == {1}
 
 
-async def test_a_panel_waits_until_it_is_known_who_is_there(network: Network) -> None:
+async def test_a_panel_waits_until_it_is_known_who_is_there(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negotiator that has just begun has heard nobody: that is no reason for one answer instead of three."""
+    meet = Negotiator._meet
+
+    async def meet_late(self: Negotiator, worker: str) -> None:
+        await asyncio.sleep(0.3)
+        await meet(self, worker)
+
+    monkeypatch.setattr(Negotiator, "_meet", meet_late)
     (negotiator,) = network.negotiators
     await network.stop(negotiator)
     for name in ("early1", "early2", "early3"):
@@ -322,5 +330,5 @@ async def test_parts_are_tasks_for_whoever_looks(network: Network) -> None:
 async def recorded(network: Network, task: TaskHandle) -> list[Any]:
     try:
         return await network.client.transcripts(task.id, tenant=task.tenant)
-    except modelnet.UnknownTask:
+    except UnknownTask:
         return []
