@@ -119,7 +119,7 @@ class LedgerWorker:
         except ValidationError as error:
             log.error("final_unreadable", error=str(error))  # its hold is released by the sweep
             return
-        if final.status == "completed" and final.owner is not None and final.price is not None:
+        if final.price is not None and final.owner is not None:
             paid = await self._ledger.settle(final.tenant, final.task, final.owner, final.price)
             log.debug("task_settled", task=final.task, tenant=final.tenant, owner=final.owner, paid=paid)
             if paid != final.price:

@@ -11,7 +11,7 @@ from modelnet.cli.session import Json, Tenant, Url, configured, make_table, prin
 
 if TYPE_CHECKING:
     from modelnet.client import TaskTrace
-    from modelnet.messages import Transcript
+    from modelnet.messages import Final, Transcript
 
 __all__ = ["trace"]
 
@@ -94,6 +94,14 @@ def why(transcript: Transcript) -> str:
     return f"{text}; asked {best.price}, paid {transcript.price}: {rule}"
 
 
+def ending(final: Final) -> str:
+    """How a task ended, and what was paid."""
+    if final.status == "cancelled" and final.price is not None:
+        ran = f"{final.worker} had worked for {final.timings.running_ms:.1f} ms (attempt {final.attempt})"
+        return f"cancelled: {ran} and is paid {final.price}"
+    return final.status
+
+
 def timeline(found: TaskTrace) -> list[tuple[float, str]]:
     """What happened when, in ms since the task was submitted, as far as is known."""
     final = next(((at, entry) for at, entry in found.journal if entry.kind == "final"), None)
@@ -113,7 +121,7 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
         elif entry.kind == "cancel":
             events.append((at, "cancel asked"))
         else:
-            events.append((at, entry.status))
+            events.append((at, ending(entry)))
     events.extend((a["ended_at"], f"{a['worker']} said {a['outcome']}") for a in found.attempts if a["ended_at"])
     # Entries of one moment keep the order in which they follow from one another.
     return [(max(at - start, 0.0) * 1e3, what) for at, what in sorted(events, key=lambda event: event[0])]

@@ -63,6 +63,7 @@ from .journal_writer import JournalWriter
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
+from .scoring import part_payment
 
 __all__ = ["Negotiation", "Policy", "State"]
 
@@ -113,7 +114,8 @@ class _Attempt:
     auction: str | None
     contract: str | None
     continues: bool
-    awarded_at: float = 0.0
+    awarded_at: float | None = None
+    """None: not known, as for one that an older negotiator gave away."""
     confirmed_at: float | None = None
     claimed_ms: tuple[float, float] | None = None
     """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
@@ -121,6 +123,20 @@ class _Attempt:
     load: int = 0
     expected_ms: float | None = None
     """That median as corrected by what was known of its worker then."""
+    median_ms: float | None = None
+    """The larger of the two: what a part of its price is reckoned by."""
+    began_at: float | None = None
+    """When its run began, as far as is known; None before it is confirmed."""
+    entered: bool = False
+    """Whether it stands in the journal."""
+    answered: bool = False
+    """Whether its output is there, and good."""
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has had the 90th percentile that its bid claimed."""
+        if self.claimed_ms is None or self.awarded_at is None:
+            return False
+        return now - self.awarded_at > self.claimed_ms[1] / 1e3
 
 
 class Negotiation:
@@ -248,6 +264,7 @@ class Negotiation:
             return []
         if answer == "running":
             current.confirmed_at = now
+            current.began_at = now if current.awarded_at is None else current.awarded_at
             self.state = State.RUNNING
             return []
         if answer == "silent":
@@ -371,6 +388,7 @@ class Negotiation:
             load=winner.load,
             expected_ms=bid.expected_p50_ms or bid.p50_ms,
         )
+        attempt.median_ms = max(bid.p50_ms, bid.expected_p50_ms)
         self.state = State.AWARDING
         entry = Awarded.model_construct(
             task=task.id,
@@ -379,6 +397,8 @@ class Negotiation:
             owner=attempt.owner,
             auction=attempt.auction,
             price=price,
+            median_ms=attempt.median_ms,
+            after_ms=max(now - self._submitted_at, 0.0) * 1e3,
             held=self._funds.held,
             from_number=self._streamed.number,
             contract=winner.contract,
@@ -435,7 +455,7 @@ class Negotiation:
 
     def _confirm(self, attempt: _Attempt, now: float) -> None:
         if attempt.confirmed_at is None:
-            attempt.confirmed_at = now
+            attempt.confirmed_at = attempt.began_at = now
             self._negotiating_s += now - self._auction.opened_at
 
     def on_done(self, done: Done, violation: str | None, now: float) -> list[Command]:
@@ -447,7 +467,10 @@ class Negotiation:
             return []  # of an older attempt, or of nobody's: void
         if self.state is State.AWARDING:
             self._confirm(current, now)
+        if current.began_at is None:  # what another negotiator gave away has ended: it ran
+            current.began_at = now if current.awarded_at is None else current.awarded_at
         if done.error is None and violation is None:
+            current.answered = True
             return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
         if done.error is not None and done.error.code == HANDED_ON:
             return self._read_stream(now)
@@ -457,9 +480,11 @@ class Negotiation:
         self._last_error, self._last_attempt = error, current
         retryable = violation is not None or done.retryable
         if not retryable:  # the input's fault as likely as the worker's
+            self._attempt = None
             return self._finish("failed", now, error, done)
         learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
+            self._attempt = None
             return [*learned, *self._bury(), *self._finish("failed", now, error, done)]
         current.continues &= violation is None  # nobody should go on behind what is no answer
         return [*learned, *self._read_stream(now)]
@@ -503,7 +528,7 @@ class Negotiation:
             price=attempt.price,
             usual_price=attempt.usual_price,
             claimed_ms=attempt.claimed_ms if timed else None,
-            actual_ms=(now - attempt.awarded_at) * 1e3,
+            actual_ms=(now - (attempt.awarded_at or now)) * 1e3,
             load=attempt.load,
             tenant=self.task.tenant,
             expected_ms=attempt.expected_ms,
@@ -572,7 +597,7 @@ class Negotiation:
             late = self._attempt if self.state is State.RUNNING else None
             commands = [*self._stop_work(), *self._expire(now)]
             # It had the time that it had asked for: else the deadline was too near, which is nobody's fault.
-            if late is not None and late.claimed_ms is not None and now - late.awarded_at > late.claimed_ms[1] / 1e3:
+            if late is not None and late.overdue(now):
                 commands += self._learn(late, "timeout", False, now)
             return commands
         if timer == "notice" and self.state is State.WAITING:
@@ -590,6 +615,19 @@ class Negotiation:
     def _cancel(self, error: ErrorInfo, now: float) -> list[Command]:
         return [*self._stop_work(), *self._finish("cancelled", now, error)]
 
+    def _part(self, run_ms: float) -> int | None:
+        """What the attempt in hand has earned by now; None unless it was confirmed and stands in the journal."""
+        attempt, coming = self._attempt, self._writer.outstanding
+        if attempt is None or attempt.began_at is None or attempt.median_ms is None:
+            return None
+        if not attempt.entered and not (isinstance(coming, Awarded) and coming.attempt == attempt.number):
+            return None
+        return (
+            attempt.price
+            if attempt.answered
+            else part_payment(attempt.price, run_ms=run_ms, median_ms=attempt.median_ms)
+        )
+
     def _expire(self, now: float) -> list[Command]:
         why = f" ({self._waiting_reason.replace('_', ' ')})" if self._waiting_reason and not self._attempt else ""
         message = f"the deadline of {self.task.deadline_s:g} s passed{why}"
@@ -605,7 +643,10 @@ class Negotiation:
         self.state = State.FINISHING
         attempt = self._attempt or self._last_attempt
         completed = status == "completed" and done is not None
-        running_s = now - attempt.confirmed_at if attempt and attempt.confirmed_at is not None else 0.0
+        running_ms = max(now - attempt.began_at, 0.0) * 1e3 if attempt and attempt.began_at is not None else 0.0
+        price = attempt.price if completed and attempt else None
+        if status == "cancelled":
+            price = self._part(running_ms)
         self._final = final = Final.model_construct(
             task=self.task.id,
             tenant=self.task.tenant,
@@ -616,7 +657,7 @@ class Negotiation:
             digest=done.digest if completed and done else None,
             worker=attempt.worker if attempt else None,
             owner=attempt.owner if attempt else None,
-            price=attempt.price if completed and attempt else None,
+            price=price,
             held=self._funds.held,
             attempt=attempt.number if attempt else None,
             attempts=self._attempts,
@@ -628,7 +669,7 @@ class Negotiation:
             timings=Timings.model_construct(
                 queued_ms=max((self._opened_at or now) - self._submitted_at, 0.0) * 1e3,
                 negotiation_ms=self._negotiating_s * 1e3,
-                running_ms=running_s * 1e3,
+                running_ms=running_ms,
                 total_ms=max(now - self._submitted_at, 0.0) * 1e3,
             ),
         )
@@ -642,6 +683,8 @@ class Negotiation:
     def on_stored(self, sequence: int) -> list[Command]:
         """The outstanding entry was stored."""
         entry = self._writer.stored(sequence)
+        if isinstance(entry, Awarded) and self._attempt is not None and entry.attempt == self._attempt.number:
+            self._attempt.entered = True
         if isinstance(entry, Final):
             self.state = State.DONE
             return [Finished(entry)]
@@ -688,6 +731,9 @@ class Negotiation:
                     entry.auction,
                     entry.contract,
                     entry.continues,
+                    awarded_at=None if entry.after_ms is None else self._submitted_at + entry.after_ms / 1e3,
+                    median_ms=entry.median_ms,
+                    entered=True,
                 )
                 self._funds.found(entry.held)
                 self._failed, self._lost = set(entry.failed), list(entry.lost)

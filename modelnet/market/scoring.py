@@ -33,6 +33,7 @@ __all__ = [
     "believable",
     "chance_and_time_s",
     "contested",
+    "part_payment",
     "payment",
     "rank",
     "settled_payment",
@@ -214,6 +215,19 @@ def payment(terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_pr
     if reference_price is not None and not contested(winner, rest):
         reserve = min(reserve, math.floor(RESERVE_MARGIN * reference_price))
     return max(winner.price, min(reserve, math.floor(winner.value - second)))
+
+
+def part_payment(price: int, *, run_ms: float, median_ms: float) -> int:
+    """What an attempt is paid that was stopped, through no fault of its own, after running for `run_ms`.
+
+        part = ⌊price · min(1, run / median)⌋
+
+    Its share of the work as far as time can tell. So nobody takes most of an answer for nothing by a cancel near its
+    end, and who is stopped because another was first has not worked unpaid. A median that was understated pays too
+    soon, so the one to hand in is the larger of the claimed and the corrected.
+    """
+    share = min(max(run_ms, 0.0) / median_ms, 1.0) if median_ms > 0 else 1.0
+    return min(math.floor(price * share), price)
 
 
 def settled_payment(terms: Terms, second: float, *, passed: bool, time_s: float, deposit: int) -> int:

@@ -25,6 +25,15 @@ class Awarded(Message):
     owner: Identifier = Field(default="local", description="Who owns the worker, and is paid.")
     auction: Identifier | None = Field(default=None, description="The auction that the worker won.")
     price: Micro
+    median_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Median of its time, as claimed, or as corrected by its history if that is longer: a cancelled "
+        "attempt is paid by the share of it that it ran. Null: not known.",
+    )
+    after_ms: float | None = Field(
+        default=None, ge=0, description="How long after the server's timestamp of the task it was awarded."
+    )
     held: Micro | None = Field(
         default=None,
         description="Held for the task in the ledger, in micro-credits; null if its tenant is not charged.",

@@ -101,7 +101,10 @@ class Timings(Part):
 
     queued_ms: float = Field(ge=0, description="From the server's timestamp to the first request for bids.")
     negotiation_ms: float = Field(ge=0, description="Time in auctions and awards, up to the last Confirm.")
-    running_ms: float = Field(ge=0, description="From the accepted attempt's Confirm to its Done.")
+    running_ms: float = Field(
+        ge=0,
+        description="From the last attempt's Confirm to the end; from its award, if another negotiator gave it away.",
+    )
     total_ms: float = Field(ge=0, description="From the server's timestamp to the Final.")
 
 
@@ -118,7 +121,12 @@ class Final(Message):
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     worker: Identifier | None = None
     owner: Identifier | None = Field(default=None, description="Who owns the worker: to whom the price goes.")
-    price: Micro | None = Field(default=None, description="Price of the accepted output, in micro-credits.")
+    price: Micro | None = Field(
+        default=None,
+        description="What the worker's owner is paid, in micro-credits: for `completed` the price of the accepted "
+        "output; for `cancelled` the part of the price that the confirmed attempt in hand had earned, "
+        "floor(price x min(1, running_ms / median_ms)), or all of it if its output was there; else null.",
+    )
     held: Micro | None = Field(
         default=None,
         description="What may be held for it in the ledger, to pay the price from; null if its tenant is not charged.",

@@ -151,6 +151,34 @@ async def test_what_does_not_complete_costs_nothing(network: Network, ledger: Le
     await network.stop(worker)
 
 
+async def test_a_cancelled_attempt_is_paid_its_part(network: Network, ledger: Ledger, store: Store) -> None:
+    worker = await network.ledger_worker()
+    begun = asyncio.Event()
+    potter = network.worker("potter", owner="pottery")
+
+    @potter.capability("throw", price=400, estimate=lambda features: (2_000.0, 4_000.0))
+    async def throw(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        await asyncio.sleep(PATIENCE_S)
+        return {}
+
+    await network.join(potter)
+    tenant = await open_account(network, ledger, 5_000)
+    task = await network.client.submit("throw", {}, tenant=tenant)
+    await until(begun)
+    await asyncio.sleep(0.3)
+    await task.cancel()
+    final = await final_of(task)
+    assert (final.status, final.owner) == ("cancelled", "pottery")
+    assert final.price is not None
+    assert 400 * 0.3 / 2.0 <= final.price < 400
+    assert await settled(store, tenant) == [task.id]
+    assert (await ledger.account(tenant)).balance == 5_000 - final.price
+    assert (await ledger.account("pottery")).balance == final.price
+    await network.stop(potter)
+    await network.stop(worker)
+
+
 async def test_without_funds_a_task_fails_at_once_and_says_what_to_do(network: Network, ledger: Ledger) -> None:
     tenant = await open_account(network, ledger, 400)
     final = await final_of(await submit(network, tenant))

@@ -48,7 +48,7 @@ class Books:
             if final.held is None or final.task not in self.held:
                 assert final.status != "completed" or final.task in paid, "an answer that nobody pays for"
                 continue
-            price = (final.price or 0) if final.status == "completed" else 0
+            price = final.price or 0
             assert price <= self.held[final.task]
             paid[final.task] = price
             self.balance += self.held.pop(final.task) - price

@@ -58,6 +58,7 @@ class History:
     def kinds(self) -> Counter[str]:
         """What became of attempts."""
         found = Counter[str](adopted=sum(shell.adopted for shell in self.shells))
+        found.update("paid a part" for final in self.ends() if final.status == "cancelled" and final.price is not None)
         for journal in self.world.journal.values():
             awards = [entry for _, entry in journal if isinstance(entry, Awarded)]
             found.update("continued" if award.from_number else "reset" for award in awards[1:])

@@ -81,7 +81,7 @@ class SimulatedWorker(Party):
         if self.world.chance(0.1):
             return  # too slow
         reply: Bid | Refusal = Bid(
-            auction=auction, worker=self.name, price=self.world.random.randint(1, 50), p50_ms=100, p90_ms=200
+            auction=auction, worker=self.name, price=self.world.random.randint(1, 50), p50_ms=3000, p90_ms=6000
         )
         if (reason := self.slots.refusal()) is not None:
             reply = Refusal(auction=auction, worker=self.name, reason=reason)
@@ -117,6 +117,7 @@ class SimulatedWorker(Party):
             key = Key(award.tenant, award.task, award.attempt)
             assert key not in self._begun, "an attempt was run twice"
             self._begun.add(key)
+            self.world.begun.add((award.task, self.name, award.attempt))
             said = award.resume.text.split() if award.resume else []
             self._working[key] = len(said)
             assert len(self._working) <= self.slots.count, "more at work than slots"

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from itertools import count
 
+from modelnet.market.scoring import part_payment
 from modelnet.messages import (
     Awarded,
     CancelAsked,
@@ -72,6 +73,8 @@ class World:
         self.journal: dict[str, list[tuple[int, JournalEntry]]] = {}
         self.results: dict[tuple[str, str, int], list[Event]] = {}
         """By task, worker and attempt."""
+        self.begun: set[tuple[str, str, int]] = set()
+        """Attempts that a worker began: task, worker and number."""
         self._readers: dict[str, tuple[Reader, list[StreamEvent]]] = {}
         self._read: dict[str, int] = {}
         """How much of the journal each task's reader has."""
@@ -195,6 +198,8 @@ class World:
         asked = any(isinstance(entry, CancelAsked) for entry in entries)
         assert (final.status == "cancelled") == asked, "cancelled if and only if that was asked before the end"
         assert self.hangs or final.status != "expired", "somebody lived who could have answered, and there was time"
+        if final.price is not None and final.status != "completed":
+            self._check_part(final, awards[-1])
         if final.status == "completed":
             last = awards[-1]
             assert (final.worker, final.attempt, final.price) == (last.worker, last.attempt, last.price)
@@ -202,6 +207,17 @@ class World:
             stored = [event for event in self.results[task, last.worker, last.attempt] if event.auction == last.auction]
             numbers = [event.number for event in stored if isinstance(event, Output)]
             assert numbers == [(final.number or 0) - 1], "the answer that was accepted is not stored"
+
+    def _check_part(self, final: Final, last: Awarded) -> None:
+        """A cancelled attempt is paid for what it ran, if it ran, and no other."""
+        assert final.status == "cancelled", f"{final.task} is {final.status} and costs {final.price}"
+        assert (final.worker, final.attempt) == (last.worker, last.attempt)
+        assert (final.task, last.worker, last.attempt) in self.begun, "paid for work that was never begun"
+        assert last.median_ms is not None
+        part = part_payment(last.price, run_ms=final.timings.running_ms, median_ms=last.median_ms)
+        stored = self.results.get((final.task, last.worker, last.attempt), ())
+        answered = any(isinstance(event, Output) and event.auction == last.auction for event in stored)
+        assert final.price == part or (answered and final.price == last.price), f"{final.price} instead of {part}"
 
     def _check_stream(self, task: str, reader: Reader, shown: list[StreamEvent]) -> None:
         assert reader.done, f"the stream does not end: {reader.position}, {reader.attempt}"
