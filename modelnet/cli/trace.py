@@ -85,6 +85,9 @@ def why(transcript: Transcript) -> str:
     reserve, named = transcript.budget, "the budget"
     if reference is not None and reference * RESERVE_MARGIN < reserve and not contested(best, others):
         reserve, named = math.floor(reference * RESERVE_MARGIN), f"{RESERVE_MARGIN} x reference price {reference}"
+    if transcript.rule == "settled":
+        staked = f"with a deposit of {transcript.deposit}, by what the answer turns out to be worth"
+        return f"{text}; asked {best.price}, paid {staked}: {transcript.price} at most"
     if best.price >= min(reserve, second_price):
         rule = "its own price"
     elif second_price <= reserve:
@@ -99,7 +102,11 @@ def ending(final: Final) -> str:
     if final.status == "cancelled" and final.price is not None:
         ran = f"{final.worker} had worked for {final.timings.running_ms:.1f} ms (attempt {final.attempt})"
         return f"cancelled: {ran} and is paid {final.price}"
-    return final.status
+    settled = [
+        f"{one.worker} {'passed' if one.passed else 'failed'} after {one.time_ms:.1f} ms and is paid {one.price}"
+        for one in final.settlements
+    ]
+    return ": ".join([final.status, "; ".join(settled)]) if settled else final.status
 
 
 def timeline(found: TaskTrace) -> list[tuple[float, str]]:

@@ -1,7 +1,7 @@
 """One task's life, from being taken off the queue to its Final, as a state machine: events in, commands out.
 
     AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there, or
-    the ledger answers again
+    the ledger answers again        DEPOSITING: before AWARDING, where the winner's owner puts up money
     RECALLING: what became of an attempt that another negotiator gave away      READING: what an attempt that ended has
     streamed, so that the next can go on behind it
 
@@ -33,6 +33,7 @@ from modelnet.messages import (
     Final,
     JournalEntry,
     Refusal,
+    Settlement,
     Task,
     Timings,
     Waiting,
@@ -47,6 +48,7 @@ from .commands import (
     Command,
     Finished,
     Hold,
+    HoldDeposit,
     Learn,
     ReadStream,
     Recall,
@@ -63,7 +65,8 @@ from .journal_writer import JournalWriter
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
-from .scoring import part_payment
+from .scoring import Terms, part_payment
+from .settlement import settle
 
 __all__ = ["Negotiation", "Policy", "State"]
 
@@ -74,6 +77,7 @@ class State(Enum):
     """Where the task stands with this negotiator."""
 
     AUCTIONING = auto()
+    DEPOSITING = auto()
     AWARDING = auto()
     RUNNING = auto()
     RECALLING = auto()
@@ -127,10 +131,13 @@ class _Attempt:
     """The larger of the two: what a part of its price is reckoned by."""
     began_at: float | None = None
     """When its run began, as far as is known; None before it is confirmed."""
-    entered: bool = False
-    """Whether it stands in the journal."""
     answered: bool = False
     """Whether its output is there, and good."""
+    deposit: int = 0
+    """Held of its owner's: `price` is then the most that it is paid."""
+    second_score: float = 0.0
+    settlement: Settlement | None = None
+    """What became of it, if that sets its price."""
 
     def overdue(self, now: float) -> bool:
         """Whether it has had the 90th percentile that its bid claimed."""
@@ -191,6 +198,12 @@ class Negotiation:
         self._funds = Funds(task.budget if charged else None)
         self._closed_by: Literal["all_answered", "time_limit"] | None = None
         """Why the open auction would be closed, while it waits for the tenant's money."""
+        self._unrecorded: tuple[Literal["all_answered", "time_limit"], float] | None = None
+        """Why and when the auction was closed, until its transcript is recorded."""
+        self._settlements: list[Settlement] = []
+        """Of attempts that have failed."""
+        self._entered = set[int]()
+        """Attempts that stand in the journal."""
         self._waiting_reason: WaitingReason | None = None
         self._told_waiting: str | None = None
         self._writer = JournalWriter()
@@ -355,20 +368,51 @@ class Negotiation:
         if not auction.bids:
             return self._wait("busy" if auction.refused else "no_bids")
         auction.close(self.task, self._deadline - now, self._prices, self._records)
-        transcript = auction.transcript(
-            self.task, negotiator=self._negotiator, attempt=self._attempts + 1, closed_by=closed_by, now=now
-        )
+        self._unrecorded = closed_by, now
         if auction.winner() is None:
-            return [Record(transcript), *self._finish("failed", now, auction.no_acceptable_bid(self.task))]
-        # The award first: its reader waits, the transcript's does not.
-        return [*self._award(now), Record(transcript)]
+            return [*self._record(), *self._finish("failed", now, auction.no_acceptable_bid(self.task))]
+        return self._award_next(now)
+
+    def _record(self, deposit: int = 0) -> list[Command]:
+        """The auction's transcript, unless it was recorded."""
+        if self._unrecorded is None:
+            return []
+        (closed_by, closed_at), self._unrecorded = self._unrecorded, None
+        transcript = self._auction.transcript(
+            self.task,
+            negotiator=self._negotiator,
+            attempt=self._attempts + 1,
+            closed_by=closed_by,
+            now=closed_at,
+            deposit=deposit,
+        )
+        return [Record(transcript)]
 
     # ------------------------------------------------------------------ award and attempt
 
-    def _award(self, now: float) -> list[Command]:
-        won = self._auction.winner()
+    def _award_next(self, now: float) -> list[Command]:
+        """Award the best that is left, once its owner's deposit is held if it offers one. A free tenant asks for none:
+        nobody holds anything for its tasks."""
+        asked = self._auction.deposit() if self._funds.held is not None else None
+        if asked is None:
+            return self._award(now)
+        self.state = State.DEPOSITING
+        candidate, amount = asked
+        return [HoldDeposit(amount, self._auction.id, candidate.worker, candidate.owner)]
+
+    def on_deposit(self, auction: str, worker: str, held: bool, now: float) -> list[Command]:
+        """The ledger holds the deposit of the winner's owner. If it does not, the bid counts as one without."""
+        asked = self._auction.deposit() if self.state is State.DEPOSITING else None
+        if asked is None or (auction, worker) != (self._auction.id, asked[0].worker):
+            return []
+        return self._award(now, asked[1] if held else 0)
+
+    def _award(self, now: float, deposit: int = 0) -> list[Command]:
+        won = self._auction.winner(deposit)
         assert won is not None
         (winner, price), task = won, self.task
+        recorded = self._record(deposit)
+        second_score = self._auction.second_score() if deposit else 0.0
         self._auction.take_winner()
         self._attempts += 1
         if not winner.continues:
@@ -387,6 +431,8 @@ class Negotiation:
             usual_price=self._auction.usual_price(winner.worker),
             load=winner.load,
             expected_ms=bid.expected_p50_ms or bid.p50_ms,
+            deposit=deposit,
+            second_score=second_score,
         )
         attempt.median_ms = max(bid.p50_ms, bid.expected_p50_ms)
         self.state = State.AWARDING
@@ -399,6 +445,9 @@ class Negotiation:
             price=price,
             median_ms=attempt.median_ms,
             after_ms=max(now - self._submitted_at, 0.0) * 1e3,
+            deposit=deposit,
+            second_score=second_score if deposit else None,
+            settlements=tuple(self._settlements),
             held=self._funds.held,
             from_number=self._streamed.number,
             contract=winner.contract,
@@ -418,12 +467,14 @@ class Negotiation:
             input=task.input,
             input_ref=task.input_ref,
             price=price,
+            deposit=deposit,
             from_number=self._streamed.number,
             resume=self._streamed.resume,
             remaining_ms=max((self._deadline - now) * 1e3, 1.0),
         )
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        return [*self._writer.write(entry), SendAward(attempt.worker, award), timer]
+        # The award first: its reader waits, the transcript's does not.
+        return [*self._writer.write(entry), SendAward(attempt.worker, award), timer, *recorded]
 
     def on_award_reply(self, attempt: int, reply: Confirm | Decline | None, now: float) -> list[Command]:
         """The winner's answer; None if there was none."""
@@ -448,7 +499,7 @@ class Negotiation:
                 self._last_error = ErrorInfo(code=reply.reason, message=message)
         self._attempt, self._last_attempt = None, current
         if self._auction.winner() is not None:
-            return [*commands, *self._award(now)]
+            return [*commands, *self._award_next(now)]
         if reply is not None and reply.reason not in ("too_long", "unsupported"):
             return [*commands, *self._wait("busy")]
         return [*commands, *self._open_auction(now)]
@@ -470,7 +521,7 @@ class Negotiation:
         if current.began_at is None:  # what another negotiator gave away has ended: it ran
             current.began_at = now if current.awarded_at is None else current.awarded_at
         if done.error is None and violation is None:
-            current.answered = True
+            current.answered, current.settlement = True, self._settlement(current, True, now)
             return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
         if done.error is not None and done.error.code == HANDED_ON:
             return self._read_stream(now)
@@ -482,6 +533,7 @@ class Negotiation:
         if not retryable:  # the input's fault as likely as the worker's
             self._attempt = None
             return self._finish("failed", now, error, done)
+        self._settle_failed(current, now)
         learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
             self._attempt = None
@@ -510,6 +562,7 @@ class Negotiation:
             self._silent.append(attempt.worker)
         else:
             self._lost.append(attempt.worker)
+            self._settle_failed(attempt, now)
         if len(self._lost) >= self._policy.max_lost:
             return [*learned, *self._give_up(now)]
         return [*learned, *self._read_stream(now)]
@@ -534,6 +587,27 @@ class Negotiation:
             expected_ms=attempt.expected_ms,
         )
         return [Learn(outcome)]
+
+    def _settlement(self, attempt: _Attempt, passed: bool, now: float) -> Settlement | None:
+        """What an attempt with a deposit is paid; None for one without."""
+        if not attempt.deposit or attempt.auction is None or attempt.awarded_at is None:
+            return None
+        return settle(
+            Terms.of(self.task, self._deadline - attempt.awarded_at),
+            attempt=attempt.number,
+            auction=attempt.auction,
+            worker=attempt.worker,
+            owner=attempt.owner,
+            deposit=attempt.deposit,
+            most=attempt.price,
+            second_score=attempt.second_score,
+            passed=passed,
+            time_ms=max(min(now, self._deadline) - attempt.awarded_at, 0.0) * 1e3,
+        )
+
+    def _settle_failed(self, attempt: _Attempt, now: float) -> None:
+        if (settled := self._settlement(attempt, False, now)) is not None:
+            self._settlements.append(settled)
 
     def _give_up(self, now: float) -> list[Command]:
         """Too many workers have vanished."""
@@ -617,16 +691,19 @@ class Negotiation:
 
     def _part(self, run_ms: float) -> int | None:
         """What the attempt in hand has earned by now; None unless it was confirmed and stands in the journal."""
-        attempt, coming = self._attempt, self._writer.outstanding
-        if attempt is None or attempt.began_at is None or attempt.median_ms is None:
+        attempt = self._attempt
+        if attempt is None or attempt.began_at is None or attempt.median_ms is None or not self._stands(attempt.number):
             return None
-        if not attempt.entered and not (isinstance(coming, Awarded) and coming.attempt == attempt.number):
-            return None
-        return (
-            attempt.price
-            if attempt.answered
-            else part_payment(attempt.price, run_ms=run_ms, median_ms=attempt.median_ms)
-        )
+        if attempt.answered:
+            return attempt.settlement.price if attempt.settlement else attempt.price
+        # What a deposit can add is for answers.
+        ordinary = max(attempt.price - attempt.deposit, 0)
+        return part_payment(ordinary, run_ms=run_ms, median_ms=attempt.median_ms)
+
+    def _stands(self, attempt: int) -> bool:
+        """Whether an attempt's award is in the journal, or on its way there before whatever is written now."""
+        coming = self._writer.outstanding
+        return attempt in self._entered or (isinstance(coming, Awarded) and coming.attempt == attempt)
 
     def _expire(self, now: float) -> list[Command]:
         why = f" ({self._waiting_reason.replace('_', ' ')})" if self._waiting_reason and not self._attempt else ""
@@ -644,9 +721,18 @@ class Negotiation:
         attempt = self._attempt or self._last_attempt
         completed = status == "completed" and done is not None
         running_ms = max(now - attempt.began_at, 0.0) * 1e3 if attempt and attempt.began_at is not None else 0.0
-        price = attempt.price if completed and attempt else None
-        if status == "cancelled":
+        # Of what is not yet written only the award stays whose worker has spoken: else no reader takes its events.
+        spoken = done.attempt if done else None
+        standing = [one for one in self._settlements if self._stands(one.attempt) or one.attempt == spoken]
+        price, settled = None, None
+        if completed and attempt is not None:
+            settled = attempt.settlement
+            price = settled.price if settled is not None else attempt.price
+        elif status == "cancelled":
             price = self._part(running_ms)
+            settled = self._attempt.settlement if self._attempt is not None and price is not None else None
+        elif status == "expired" and self._attempt is not None and self._attempt.began_at is not None:
+            settled = self._settlement(self._attempt, False, now)
         self._final = final = Final.model_construct(
             task=self.task.id,
             tenant=self.task.tenant,
@@ -658,8 +744,10 @@ class Negotiation:
             worker=attempt.worker if attempt else None,
             owner=attempt.owner if attempt else None,
             price=price,
+            settlements=tuple(standing if settled is None else [*standing, settled]),
             held=self._funds.held,
             attempt=attempt.number if attempt else None,
+            auction=attempt.auction if attempt else None,
             attempts=self._attempts,
             number=done.number + 1 if done else None,
             bids=self._bids_taken,
@@ -673,8 +761,6 @@ class Negotiation:
                 total_ms=max(now - self._submitted_at, 0.0) * 1e3,
             ),
         )
-        # Of what is not yet written only the award stays whose worker has spoken: else no reader takes its events.
-        spoken = done.attempt if done else None
         self._writer.keep(lambda entry: isinstance(entry, Awarded) and entry.attempt == spoken)
         return [*self._writer.write(final)]
 
@@ -683,8 +769,8 @@ class Negotiation:
     def on_stored(self, sequence: int) -> list[Command]:
         """The outstanding entry was stored."""
         entry = self._writer.stored(sequence)
-        if isinstance(entry, Awarded) and self._attempt is not None and entry.attempt == self._attempt.number:
-            self._attempt.entered = True
+        if isinstance(entry, Awarded):
+            self._entered.add(entry.attempt)
         if isinstance(entry, Final):
             self.state = State.DONE
             return [Finished(entry)]
@@ -733,8 +819,12 @@ class Negotiation:
                     entry.continues,
                     awarded_at=None if entry.after_ms is None else self._submitted_at + entry.after_ms / 1e3,
                     median_ms=entry.median_ms,
-                    entered=True,
+                    deposit=entry.deposit,
+                    second_score=entry.second_score or 0.0,
                 )
+                self._settlements = list(entry.settlements)
+                self._entered.add(entry.attempt)
+                self._entered.update(one.attempt for one in entry.settlements)
                 self._funds.found(entry.held)
                 self._failed, self._lost = set(entry.failed), list(entry.lost)
                 self._errors = len(self._failed)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Digest, Identifier, Message, Micro
-from .result import Final
+from .result import Final, Settlement
 
 __all__ = ["Awarded", "CancelAsked", "JournalEntry", "Waiting", "decode_entry"]
 
@@ -33,6 +33,15 @@ class Awarded(Message):
     )
     after_ms: float | None = Field(
         default=None, ge=0, description="How long after the server's timestamp of the task it was awarded."
+    )
+    deposit: Micro = Field(
+        default=0, description="Held of the owner's: price is the most, and what is paid follows from the outcome."
+    )
+    second_score: float | None = Field(
+        default=None, description="With a deposit: the best score behind the bid, S0 at least."
+    )
+    settlements: tuple[Settlement, ...] = Field(
+        default=(), description="What became of earlier attempts with a deposit."
     )
     held: Micro | None = Field(
         default=None,

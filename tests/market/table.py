@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from modelnet.market import Candidate, Negotiation, Policy, ReferencePrices, State
@@ -77,7 +77,7 @@ def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 1
 
 class Table:
     """Drives one negotiation. `workers` are the candidates, those in `continues` can go on from a text; `settled` is
-    what the directory says of itself."""
+    what the directory says of itself, `deposits` what they put up."""
 
     def __init__(
         self,
@@ -89,9 +89,11 @@ class Table:
         negotiator: str = NEGOTIATOR,
         continues: str = "",
         charged: bool = False,
+        deposits: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> None:
         self.now = 100.0
+        self.deposits = dict(deposits or {})
         self.workers = {
             name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8, "m", name in continues) for name in workers
         }
@@ -136,7 +138,12 @@ class Table:
 
     def bid(self, worker: str, price: int = 10, *, auction: str | None = None, newcomer: bool = False) -> list[Command]:
         reply = Bid(
-            auction=auction or self.negotiation.auction or "none", worker=worker, price=price, p50_ms=10, p90_ms=20
+            auction=auction or self.negotiation.auction or "none",
+            worker=worker,
+            price=price,
+            p50_ms=10,
+            p90_ms=20,
+            deposit=self.deposits.get(worker, 0),
         )
         known = Candidate(worker, f"owner-of-{worker}", CONTRACT, 0.8) if newcomer else None
         return self.negotiation.on_bid(reply, self.now, known)
@@ -209,6 +216,9 @@ class Table:
     def held(self, refusal: str | None = None) -> list[Command]:
         error = ErrorInfo(code=refusal, message="said the ledger") if refusal else None
         return self.negotiation.on_held(error, self.now)
+
+    def deposit(self, worker: str, *, held: bool = True, auction: str | None = None) -> list[Command]:
+        return self.negotiation.on_deposit(auction or self.negotiation.auction, worker, held, self.now)
 
     def ledger_away(self) -> list[Command]:
         return self.negotiation.on_ledger_away()

@@ -58,6 +58,8 @@ class History:
     def kinds(self) -> Counter[str]:
         """What became of attempts."""
         found = Counter[str](adopted=sum(shell.adopted for shell in self.shells))
+        settled = [one for final in self.ends() for one in final.settlements]
+        found.update(settled=len(settled), lost_deposit=sum(one.price < 0 for one in settled))
         found.update("paid a part" for final in self.ends() if final.status == "cancelled" and final.price is not None)
         for journal in self.world.journal.values():
             awards = [entry for _, entry in journal if isinstance(entry, Awarded)]

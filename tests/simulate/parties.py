@@ -81,7 +81,12 @@ class SimulatedWorker(Party):
         if self.world.chance(0.1):
             return  # too slow
         reply: Bid | Refusal = Bid(
-            auction=auction, worker=self.name, price=self.world.random.randint(1, 50), p50_ms=3000, p90_ms=6000
+            auction=auction,
+            worker=self.name,
+            price=self.world.random.randint(1, 50),
+            p50_ms=3000,
+            p90_ms=6000,
+            deposit=self.world.random.choice([0, 0, 100, 700]),
         )
         if (reason := self.slots.refusal()) is not None:
             reply = Refusal(auction=auction, worker=self.name, reason=reason)
@@ -354,6 +359,10 @@ class Shell(Party):
                         world.send(bidder, partial(bidder.ask, self, task, request.auction))
                 case cmd.HoldFunds(amount):
                     self._hold_funds(task, held, amount)
+                case cmd.HoldDeposit():
+                    self._hold_deposit(task, held, command)
+                case cmd.Record(transcript):
+                    world.transcripts.append(transcript)
                 case cmd.StartTimer(timer, key, delay_s):
                     world.at(delay_s, partial(self.reach, partial(self._ring, task, timer, key)))
                 case cmd.CancelWork(worker, attempt, auction):
@@ -432,6 +441,25 @@ class Shell(Party):
 
         world.send(None, arrive)
         world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(lambda n: n.on_ledger_away())))
+
+    def _hold_deposit(self, task: str, held: _Held, asked: cmd.HoldDeposit) -> None:
+        """As `_hold_funds`; no answer counts as no."""
+        world, answered = self.world, False
+
+        def answer(there: bool) -> None:
+            nonlocal answered
+            if not answered and self.held.get(task) is held:
+                answered = True
+                self._hear(task, lambda n: n.on_deposit(asked.auction, asked.worker, there, world.now))
+
+        def arrive() -> None:
+            assert world.books is not None
+            if world.now >= world.books.away_until_s:
+                there = world.books.deposit(task, asked.auction, asked.worker, asked.amount)
+                world.send(self, lambda: answer(there))
+
+        world.send(None, arrive)
+        world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(False)))
 
     def _write(self, task: str, held: _Held, entry: Awarded | Waiting | Final, expected: int) -> None:
         world = self.world

@@ -51,6 +51,8 @@ log = structlog.get_logger("negotiator")
 TICK_S = 1.0
 RELIST_S = 30.0
 
+_UNDECIDED = (State.AUCTIONING, State.DEPOSITING, State.AWARDING)
+
 
 class Negotiator:
     """One participant of the network."""
@@ -353,6 +355,12 @@ class Negotiator:
         if self._hand.holds(held):
             await self._run(held, commands())
 
+    async def _hold_deposit(self, held: Held, asked: cmd.HoldDeposit) -> None:
+        there = await self._till.deposit(held.task, asked)
+        if self._hand.holds(held):
+            now = time.monotonic()
+            await self._run(held, held.negotiation.on_deposit(asked.auction, asked.worker, there, now))
+
     # ------------------------------------------------------------------ of workers
 
     async def hear(self, beat: Beat) -> None:
@@ -462,6 +470,8 @@ class Negotiator:
                     await self._nc.publish(subjects.capability(task.capability), request.encode(), reply=reply)
                 case cmd.HoldFunds(amount, deadline_s):
                     self._spawn(self._hold_funds(held, amount, deadline_s))
+                case cmd.HoldDeposit():
+                    self._spawn(self._hold_deposit(held, command))
                 case cmd.StartTimer(timer, key, delay_s):
                     self._start_timer(held, timer, key, delay_s)
                 case cmd.Record(transcript):
@@ -492,7 +502,7 @@ class Negotiator:
                     self._receipts.drop_award(held)
                     await self._reception.abandon(held)
                     log.info("task_abandoned", task=task.id)
-        if held.called_for and held.negotiation.state not in (State.AUCTIONING, State.AWARDING):
+        if held.called_for and held.negotiation.state not in _UNDECIDED:
             await self._decided(held)
 
     async def _bury(self, held: Held, reason: str) -> None:
