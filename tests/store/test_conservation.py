@@ -25,7 +25,8 @@ from modelnet.store.ledger import Ledger, Window
 # Few, so that what is asked often concerns the same.
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
-tasks = st.sampled_from(["k0", "k1"])
+TASKS = ("k0", "k1")
+tasks = st.sampled_from(TASKS)
 workers = st.sampled_from(["v", "w"])
 amounts = st.integers(0, 400)
 deposits = st.integers(0, 100)
@@ -248,6 +249,25 @@ class LedgerMachine(RuleBasedStateMachine):
         for tenant, task in paid:
             open_tasks = {(hold.tenant or tenant, hold.task) for hold in await self.client.holds(tenant)}
             assert (tenant, task) not in open_tasks
+
+        await self._check_spending()
+
+    async def _check_spending(self) -> None:
+        """What limits are compared with: held in the window, or paid out of what was held in it; nothing else."""
+        async with Redis.from_url(servers.redis.url, decode_responses=True, protocol=2) as redis:
+            for tenant in NAMES:
+                ended: list[Any] = [
+                    await redis.hmget(f"modelnet:{{ledger}}:hold:{tenant}:{task}", "state", "amount", "paid", "taken")
+                    for task in TASKS
+                ]
+                for limit in (await self.client.account(tenant)).limits:
+                    window_s = {"hour": 3_600, "day": 86_400}[limit.window]
+                    spent = sum(
+                        int(amount if state == "held" else paid)
+                        for state, amount, paid, taken in ended
+                        if taken is not None and int(taken) // 1000 // window_s == int(self.now) // window_s
+                    )
+                    assert limit.spent == spent, f"{tenant} has spent {spent} in this {limit.window}"
 
     def teardown(self) -> None:
         """Every hold ends, and all is where it belongs."""
