@@ -48,7 +48,9 @@ class Bidding:
             price=price,
             p50_ms=wait_ms + p50_ms,
             p90_ms=wait_ms + max(p90_ms, p50_ms),
+            wait_ms=wait_ms,
             free=self._slots.free,
+            deposit=served.deposit,
         )
 
     def offer(self, worker: str, served: Served, number: int, now: float) -> Offer:

@@ -34,9 +34,12 @@ class Served:
         price: Price,
         expected_ms: float,
         estimate: Estimate | None,
+        deposit: int = 0,
     ) -> None:
         self.card, self.contract, self.handler = card, contract, handler
         self.times = RunTimes(expected_ms)
+        self.deposit = deposit
+        """What its owner puts up for each task, in micro-credits."""
         self._price, self._estimate = price, estimate
         self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
 

@@ -475,6 +475,19 @@ class Client:
             raise UnknownTask(f"no auction of task {id!r} of tenant {tenant!r} is on record")
         return found
 
+    async def finals(
+        self, id: str | None = None, *, since_s: float | None = None, tenant: str | None = None
+    ) -> dict[str, Final]:
+        """The Final of one task, or of all of a tenant that ended in the last `since_s`, by task."""
+        tenant = tenant or self.settings.tenant
+        since = time.time() - since_s if since_s is not None else None
+        found = dict[str, Final]()
+        async for stored in read_all(self.bus, "JOURNAL", subjects.journal(tenant, id or "*", "final"), since=since):
+            with contextlib.suppress(ValidationError):
+                final = Final.decode(stored.body)
+                found[final.task] = final
+        return found
+
     async def round_trip_ms(self) -> float:
         """Time of a ping to the server and back."""
         return await self.bus.rtt() * 1e3 if hasattr(self.bus, "rtt") else await self._flush_ms()

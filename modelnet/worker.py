@@ -117,6 +117,7 @@ class Worker:
         *,
         contract: m.Contract | Mapping[str, Any] | str | Path | None = None,
         price: Price = 0,
+        deposit: int = 0,
         quality: float | None = None,
         model: str | None = None,
         description: str = "",
@@ -128,10 +129,11 @@ class Worker:
 
         `contract`: input and output schemas, a file that holds them, or None for the standard contract of this name.
         `price`: micro-credits per task, or a function of the input; bidders see the input's shape only, so it gets
-        filler of the right lengths. `quality`: claimed share of good answers, 0 to 1. `expected_ms`: median run time to
-        claim before anything is measured. `estimate`: (p50, p90) in ms from the features, for engines that know better
-        than what was measured, or None. `continues`: the handler yields text only, and begins behind
-        `ctx.resume.text` where that is given.
+        filler of the right lengths. `deposit`: micro-credits that its owner puts up for each task while the worker has
+        no history, to be paid by what the answer turns out to be worth (docs/market.md). `quality`: claimed share of
+        good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`:
+        (p50, p90) in ms from the features, for engines that know better than what was measured, or None. `continues`:
+        the handler yields text only, and begins behind `ctx.resume.text` where that is given.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -150,7 +152,7 @@ class Worker:
                 continues=continues,
             )
             self._capabilities[pattern] = Served(
-                card, loaded, handler, price=price, expected_ms=expected_ms, estimate=estimate
+                card, loaded, handler, price=price, expected_ms=expected_ms, estimate=estimate, deposit=deposit
             )
             return handler
 

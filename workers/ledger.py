@@ -119,11 +119,13 @@ class LedgerWorker:
         except ValidationError as error:
             log.error("final_unreadable", error=str(error))  # its hold is released by the sweep
             return
-        if final.status == "completed" and final.owner is not None and final.price is not None:
-            paid = await self._ledger.settle(final.tenant, final.task, final.owner, final.price)
-            log.debug("task_settled", task=final.task, tenant=final.tenant, owner=final.owner, paid=paid)
-            if paid != final.price:
-                log.warning("paid_other_than_price", task=final.task, tenant=final.tenant, price=final.price, paid=paid)
+        lost = {(one.auction, one.worker): -one.price for one in final.settlements if one.price < 0}
+        if (final.price is not None and final.owner is not None) or lost:
+            price, owner = max(final.price or 0, 0), final.owner or ""
+            paid = await self._ledger.settle(final.tenant, final.task, owner, price, lost)
+            log.debug("task_settled", task=final.task, tenant=final.tenant, owner=owner, paid=paid)
+            if paid != price:
+                log.warning("paid_other_than_price", task=final.task, tenant=final.tenant, price=price, paid=paid)
         else:
             await self._ledger.release(final.tenant, final.task)
             log.debug("task_released", task=final.task, tenant=final.tenant, status=final.status)

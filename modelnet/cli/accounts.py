@@ -16,7 +16,7 @@ from modelnet.errors import ConnectionFailed, ModelnetError, UsageError
 if TYPE_CHECKING:
     from modelnet.store.ledger import Account, Entry, Ledger, OpenHold
 
-__all__ = ["account", "accounts", "credit", "limit"]
+__all__ = ["account", "accounts", "credit", "deposits", "limit"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -135,6 +135,35 @@ def limit(
     _run(work, name)
 
 
+def deposits(
+    name: Annotated[str, typer.Argument(metavar="OWNER", help="Name of an owner of workers.")],
+    worker: Annotated[str | None, typer.Argument(help="A worker of its; leave it out to list them.")] = None,
+    most: Annotated[int | None, typer.Option(min=0, help="Most it may put up for one task, in micro-credits.")] = None,
+    none: Annotated[
+        bool, typer.Option("--none", help="Nothing any more; what it has put up ends as it would.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say which workers may put up an owner's money, to be paid by what their answers turn out to be worth."""
+    if (worker is None) != (most is None and not none) or (most is not None and none):
+        raise UsageError("say a worker and --most N, or a worker and --none, or neither to list them")
+
+    async def work(ledger: Ledger) -> int:
+        if worker is not None:
+            await ledger.allow_deposits(name, worker, most)
+        allowed = await ledger.depositors(name)
+        if as_json:
+            print_json({"account": name, "depositors": allowed})
+        elif not allowed:
+            typer.echo(f"no worker may put up money of {name}")
+        for one, amount in sorted(allowed.items()) if not as_json else ():
+            typer.echo(f"{one} may put up {amount} micro-credits of {name} for one task")
+        return 0
+
+    _check_name(worker, "worker")
+    _run(work, name)
+
+
 def _bounds(per_hour: int | None, per_day: int | None) -> str:
     return "".join(f", at most {n} per {w}" for n, w in ((per_hour, "hour"), (per_day, "day")) if n is not None)
 
@@ -196,7 +225,8 @@ def _show(found: Account, holds: list[OpenHold], last: list[Entry]) -> None:
     if holds:
         table = make_table("held since", "amount", "task", right=("amount",))
         for hold in holds:
-            table.add_row(_when(hold.taken_at), str(hold.amount), hold.task)
+            task = hold.task if hold.worker is None else f"{hold.task} of {hold.tenant} (deposit of {hold.worker})"
+            table.add_row(_when(hold.taken_at), str(hold.amount), task)
         wide_console().print("", table)
     if last:
         table = make_table("when", "what", "amount", "balance", "with", "task", right=("amount", "balance"))

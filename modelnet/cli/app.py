@@ -54,6 +54,7 @@ for command in (
     accounts.account,
     accounts.accounts,
     accounts.credit,
+    accounts.deposits,
     accounts.limit,
     doctor.doctor,
     doctor.config,

@@ -19,20 +19,26 @@ def audit(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Recompute auctions from their transcripts. Exits 1 if any winner or price does not follow."""
+    """Recompute auctions from their transcripts, and with the Finals what was paid. Exits 1 if any does not follow."""
 
     async def work() -> int:
         import modelnet
         from modelnet.market import differences
+        from modelnet.market.settlement import payment_differences
 
         if (task is None) == (since is None):
             raise UsageError("name a task, or a time with --since")
         seconds = parse_duration(since)
         async with modelnet.connect(config=configured(url, tenant)) as net:
             found = await net.transcripts(task, since_s=seconds)
+            finals = await net.finals(task, since_s=seconds)
         wrong = 0
         for at, transcript in found:
             differs = differences(transcript)
+            final = finals.get(transcript.task)
+            if final is not None:
+                differs += payment_differences(transcript, final)
+            paid = final.price if final is not None and final.auction == transcript.auction else None
             wrong += bool(differs)
             if as_json:
                 print_json(
@@ -45,6 +51,7 @@ def audit(
                         "winner": transcript.winner,
                         "price": transcript.price,
                         "rule": transcript.rule,
+                        "paid": paid,
                         "differences": differs,
                     }
                 )

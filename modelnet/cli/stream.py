@@ -49,7 +49,8 @@ def summary(final: Final) -> str:
         return f"completed by {final.worker}, price {final.price}, {took}, {bids}{again}  ({final.task})"
     code = final.error.code if final.error else final.status
     message = final.error.message if final.error and final.error.message else final.status
-    return f"error: {' '.join(message.split())} [{code}]  {final.status} after {took}, {bids}  ({final.task})"
+    part = f", {final.price} paid for the work done" if final.price else ""
+    return f"error: {' '.join(message.split())} [{code}]  {final.status} after {took}, {bids}{part}  ({final.task})"
 
 
 async def follow(stream: AsyncIterator[StreamEvent], *, as_json: bool) -> int:

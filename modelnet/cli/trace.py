@@ -11,7 +11,7 @@ from modelnet.cli.session import Json, Tenant, Url, configured, make_table, prin
 
 if TYPE_CHECKING:
     from modelnet.client import TaskTrace
-    from modelnet.messages import Transcript
+    from modelnet.messages import Final, Transcript
 
 __all__ = ["trace"]
 
@@ -90,6 +90,9 @@ def why(transcript: Transcript) -> str:
     reserve, named = transcript.budget, "the budget"
     if reference is not None and reference * RESERVE_MARGIN < reserve and not contested(best, others):
         reserve, named = math.floor(reference * RESERVE_MARGIN), f"{RESERVE_MARGIN} x reference price {reference}"
+    if transcript.rule == "settled":
+        staked = f"with a deposit of {transcript.deposit}, by what the answer turns out to be worth"
+        return f"{text}; asked {best.price}, paid {staked}: {transcript.price} at most"
     if best.price >= min(reserve, second_price):
         rule = "its own price"
     elif second_price <= reserve:
@@ -97,6 +100,18 @@ def why(transcript: Transcript) -> str:
     else:
         rule = f"the reserve, {named}; by the second score it were {second_price}"
     return f"{text}; asked {best.price}, paid {transcript.price}: {rule}"
+
+
+def ending(final: Final) -> str:
+    """How a task ended, and what was paid."""
+    if final.status == "cancelled" and final.price is not None:
+        ran = f"{final.worker} had worked for {final.timings.running_ms:.1f} ms (attempt {final.attempt})"
+        return f"cancelled: {ran} and is paid {final.price}"
+    settled = [
+        f"{one.worker} {'passed' if one.passed else 'failed'} after {one.time_ms:.1f} ms and is paid {one.price}"
+        for one in final.settlements
+    ]
+    return ": ".join([final.status, "; ".join(settled)]) if settled else final.status
 
 
 def timeline(found: TaskTrace) -> list[tuple[float, str]]:
@@ -123,7 +138,7 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
         elif entry.kind == "cancel":
             events.append((at, "cancel asked"))
         else:
-            events.append((at, entry.status))
+            events.append((at, ending(entry)))
     events.extend((a["ended_at"], f"{a['worker']} said {a['outcome']}") for a in found.attempts if a["ended_at"])
     # Entries of one moment keep the order in which they follow from one another.
     return [(max(at - start, 0.0) * 1e3, what) for at, what in sorted(events, key=lambda event: event[0])]

@@ -118,12 +118,25 @@ class Auction:
         if self._standing and self._standing[0] is not decision.tried:
             prices.learn(capability, self._standing[0].worker, self._standing[0].price)
 
-    def winner(self) -> tuple[Candidate, int] | None:
-        """The best bidder that has not been taken yet, and what it is paid."""
+    def winner(self, deposit: int = 0) -> tuple[Candidate, int] | None:
+        """The best bidder that has not been taken yet, and what it is paid; at most, if a deposit of it is held."""
         if not self._standing or self._decision is None:
             return None
         best, *rest = self._standing
-        return self._candidates[best.worker], self._decision.price(best, rest)
+        return self._candidates[best.worker], self._decision.price(best, rest, deposit)
+
+    def deposit(self) -> tuple[Candidate, int] | None:
+        """That bidder, and what is to be held of its owner's before it is awarded; None if nothing is."""
+        if not self._standing or self._decision is None:
+            return None
+        amount = self._decision.deposit(self._standing[0])
+        return (self._candidates[self._standing[0].worker], amount) if amount else None
+
+    def second_score(self) -> float:
+        """The best score behind that bidder's."""
+        assert self._decision is not None
+        _, *rest = self._standing
+        return self._decision.second_score(rest)
 
     def bid_of(self, worker: str) -> ScoredBid:
         """Its bid, scored; only after the close."""
@@ -143,10 +156,18 @@ class Auction:
         self._standing = deque(bid for bid in self._standing if not self._is_full(bid.worker, claims, now))
 
     def transcript(
-        self, task: Task, *, negotiator: str, attempt: int, closed_by: ClosedBy, why: str, now: float
+        self,
+        task: Task,
+        *,
+        negotiator: str,
+        attempt: int,
+        closed_by: ClosedBy,
+        why: str,
+        now: float,
+        deposit: int = 0,
     ) -> Transcript:
-        """All that the outcome followed from. `why`: of the strategy."""
-        decision, won = self._decision, self.winner()
+        """All that the outcome followed from, before the winner is taken. `now`: of the close. `why`: this strategy."""
+        decision, won = self._decision, self.winner(deposit)
         assert decision is not None
         terms = decision.terms
         return Transcript.model_construct(
@@ -169,7 +190,9 @@ class Auction:
             refusals=self._refusals,
             winner=won[0].worker if won else None,
             price=won[1] if won else None,
-            rule=decision.rule,
+            deposit=deposit,
+            second_score=self.second_score() if deposit else None,
+            rule=decision.rule(deposit),
             strategy=why,
         )
 

@@ -31,6 +31,7 @@ __all__ = [
     "Command",
     "Finished",
     "Hold",
+    "HoldDeposit",
     "HoldFunds",
     "Learn",
     "ReadStream",
@@ -67,6 +68,17 @@ class HoldFunds:
     """In micro-credits."""
     deadline_s: float
     """From now."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldDeposit:
+    """Set what a winner's owner puts up aside, with the tenant's money; then `on_deposit`, also if nothing answers."""
+
+    amount: int
+    """In micro-credits."""
+    auction: str
+    worker: str
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +215,7 @@ class Abandon:
 Command = (
     AskForBids
     | HoldFunds
+    | HoldDeposit
     | StartTimer
     | Write
     | SendAward

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from modelnet.messages import Bid, PriceRule, ScoredBid, Transcript
 
 from .exploration import pick
-from .scoring import Offered, Terms, believable, payment, rank
+from .reputation import ESTABLISHED
+from .scoring import Offered, Terms, believable, most_settled, payment, rank, second_score
 
 __all__ = ["Decision", "decide", "differences", "recompute"]
 
@@ -29,12 +30,14 @@ class Decision:
     spot: bool = False
     """Whether the bids are standing offers: each is paid what it offers, which rivals saw no less than the winner."""
 
-    def price(self, best: ScoredBid, rest: Sequence[ScoredBid]) -> int:
-        """What `best` is paid where `rest` stand behind it."""
+    def price(self, best: ScoredBid, rest: Sequence[ScoredBid], deposit: int = 0) -> int:
+        """What `best` is paid where `rest` stand behind it; the most that it may be, if a deposit of it is held."""
         if best is self.tried:
             return self.references[best.worker]
         if self.spot or best in self.believed:
             return best.price
+        if deposit:
+            return most_settled(self.terms, best, list(rest), self.references.get(best.worker), deposit)
         return payment(self.terms, best, list(rest), self.references.get(best.worker))
 
     @property
@@ -45,14 +48,27 @@ class Decision:
             return eligible
         return [self.tried, *(bid for bid in eligible if bid is not self.tried)]
 
-    @property
-    def rule(self) -> PriceRule:
-        """What sets the winner's price."""
+    def deposit(self, best: ScoredBid) -> int:
+        """What is to be held of its owner's for `best` to be paid by what its answer turns out to be worth; 0: it is
+        paid as others are. Its history speaks for an established worker; one that is tried or believed has a price."""
+        if self.spot or self.believed or best is self.tried or best.cases >= ESTABLISHED:
+            return 0
+        return best.deposit
+
+    def rule(self, deposit: int = 0) -> PriceRule:
+        """What sets the winner's price, where so much of its owner's is held."""
         if self.spot:
             return "offered"
         if self.believed:
             return "asked"
-        return "second_score" if self.tried is None else "posted"
+        if self.tried is not None:
+            return "posted"
+        return "settled" if deposit else "second_score"
+
+    @staticmethod
+    def second_score(rest: Sequence[ScoredBid]) -> float:
+        """The best score among those that stand behind the winner."""
+        return second_score(list(rest))
 
 
 def decide(
@@ -88,7 +104,12 @@ def recompute(transcript: Transcript) -> Decision:
     offered = [
         Offered(
             Bid.model_construct(
-                auction=transcript.auction, worker=bid.worker, price=bid.price, p50_ms=bid.p50_ms, p90_ms=bid.p90_ms
+                auction=transcript.auction,
+                worker=bid.worker,
+                price=bid.price,
+                p50_ms=bid.p50_ms,
+                p90_ms=bid.p90_ms,
+                deposit=bid.deposit,
             ),
             bid.owner,
             bid.quality,
@@ -107,12 +128,17 @@ def differences(transcript: Transcript) -> list[str]:
     decision = recompute(transcript)
     order = decision.order
     winner = order[0] if order else None
-    price = decision.price(winner, order[1:]) if winner is not None else None
+    held = transcript.deposit  # a fact, as the bids are: the ledger may not have had what was offered
+    price = decision.price(winner, order[1:], held) if winner is not None else None
     found = []
+    if held and (winner is None or held != decision.deposit(winner)):
+        found.append(f"deposit: recorded {held}, which is not what the winner is to put up")
+    if held and (second := transcript.second_score) is not None and abs(second - second_score(order[1:])) > 0.5:
+        found.append(f"second score: recorded {second:.1f}, recomputed {second_score(order[1:]):.1f}")
     for what, recorded, computed in (
         ("winner", transcript.winner, winner.worker if winner else None),
         ("price", transcript.price, price),
-        ("rule", transcript.rule, decision.rule),
+        ("rule", transcript.rule, decision.rule(held)),
         ("order", [bid.worker for bid in transcript.bids], [bid.worker for bid in decision.ranking]),
     ):
         if recorded != computed:

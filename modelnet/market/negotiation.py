@@ -1,7 +1,7 @@
 """The life of a task that one worker answers, from being taken off the queue to its Final: events in, commands out.
 
     AUCTIONING -> AWARDING -> RUNNING -> FINISHING -> DONE        WAITING -> AUCTIONING when capacity may be there, or
-    the ledger answers again
+    the ledger answers again        DEPOSITING: before AWARDING, where the winner's owner puts up money
     RECALLING: what became of an attempt that another negotiator gave away      READING: what an attempt that ended has
     streamed, so that the next can go on behind it
 
@@ -32,6 +32,7 @@ from modelnet.messages import (
     Final,
     Offer,
     Refusal,
+    Settlement,
     Task,
     Timings,
     Waiting,
@@ -45,6 +46,7 @@ from .commands import (
     CancelWork,
     Command,
     Hold,
+    HoldDeposit,
     Learn,
     ReadStream,
     Recall,
@@ -62,6 +64,8 @@ from .journal_writer import Entry
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
+from .scoring import Terms, part_payment
+from .settlement import settle
 from .strategy import Plan
 from .undertaking import Journal, State, Status, Undertaking
 
@@ -107,7 +111,8 @@ class _Attempt:
     auction: str | None
     contract: str | None
     continues: bool
-    awarded_at: float = 0.0
+    awarded_at: float | None = None
+    """None: not known, as for one that an older negotiator gave away."""
     confirmed_at: float | None = None
     claimed_ms: tuple[float, float] | None = None
     """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
@@ -115,6 +120,25 @@ class _Attempt:
     load: int = 0
     expected_ms: float | None = None
     """That median as corrected by what was known of its worker then."""
+    median_ms: float | None = None
+    """The larger of the two: what a part of its price is reckoned by."""
+    wait_s: float = 0.0
+    """How long it was expected to wait for a slot."""
+    began_at: float | None = None
+    """When its run began, as far as is known, or is expected to; None before it is confirmed."""
+    answered: bool = False
+    """Whether its output is there, and good."""
+    deposit: int = 0
+    """Held of its owner's: `price` is then the most that it is paid."""
+    second_score: float = 0.0
+    settlement: Settlement | None = None
+    """What became of it, if that sets its price."""
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has had the 90th percentile that its bid claimed."""
+        if self.claimed_ms is None or self.awarded_at is None:
+            return False
+        return now - self.awarded_at > self.claimed_ms[1] / 1e3
 
 
 class Negotiation(Undertaking):
@@ -176,6 +200,12 @@ class Negotiation(Undertaking):
         self._funds = Funds(task.budget if charged else None)
         self._closed_by: ClosedBy | None = None
         """Why the open auction would be closed, while it waits for the tenant's money."""
+        self._unrecorded: tuple[ClosedBy, float] | None = None
+        """Why and when the auction was closed, until its transcript is recorded."""
+        self._settlements: list[Settlement] = []
+        """Of attempts that have failed."""
+        self._entered = set[int]()
+        """Attempts that stand in the journal."""
         self._waiting_reason: WaitingReason | None = None
         self._told_waiting: str | None = None
         self._pause_s = 0.0
@@ -235,6 +265,7 @@ class Negotiation(Undertaking):
             return []
         if answer == "running":
             current.confirmed_at = now
+            current.began_at = now if current.awarded_at is None else current.awarded_at
             self.state = State.RUNNING
             return []
         if answer == "silent":
@@ -358,28 +389,55 @@ class Negotiation(Undertaking):
         auction.close(self.task, self._deadline - now, self._prices, self._records, spot=spot)
         if spot and auction.winner() is None:
             return self._open_auction(now)
-        transcript = auction.transcript(
+        self._unrecorded = closed_by, now
+        if auction.winner() is not None:
+            return self._award_next(now)
+        error = auction.no_acceptable_bid(self.task)
+        if error.code == "no_acceptable_bid" and auction.somebody_is_full:
+            return [*self._record(), *self._wait("poor_bids")]
+        return [*self._record(), *self._finish("failed", now, error)]
+
+    def _record(self, deposit: int = 0) -> list[Command]:
+        """The auction's transcript, unless it was recorded."""
+        if self._unrecorded is None:
+            return []
+        (closed_by, closed_at), self._unrecorded = self._unrecorded, None
+        transcript = self._auction.transcript(
             self.task,
             negotiator=self._negotiator,
             attempt=self._attempts + 1,
             closed_by=closed_by,
             why=self._plan.why,
-            now=now,
+            now=closed_at,
+            deposit=deposit,
         )
-        if auction.winner() is None:
-            error = auction.no_acceptable_bid(self.task)
-            if error.code == "no_acceptable_bid" and auction.somebody_is_full:
-                return [Record(transcript), *self._wait("poor_bids")]
-            return [Record(transcript), *self._finish("failed", now, error)]
-        # The award first: its reader waits, the transcript's does not.
-        return [*self._award(now), Record(transcript)]
+        return [Record(transcript)]
 
     # ------------------------------------------------------------------ award and attempt
 
-    def _award(self, now: float) -> list[Command]:
-        won = self._auction.winner()
+    def _award_next(self, now: float) -> list[Command]:
+        """Award the best that is left, once its owner's deposit is held if it offers one. A free tenant asks for none:
+        nobody holds anything for its tasks."""
+        asked = self._auction.deposit() if self._funds.held is not None else None
+        if asked is None:
+            return self._award(now)
+        self.state = State.DEPOSITING
+        candidate, amount = asked
+        return [HoldDeposit(amount, self._auction.id, candidate.worker, candidate.owner)]
+
+    def on_deposit(self, auction: str, worker: str, held: bool, now: float) -> list[Command]:
+        """The ledger holds the deposit of the winner's owner. If it does not, the bid counts as one without."""
+        asked = self._auction.deposit() if self.state is State.DEPOSITING else None
+        if asked is None or (auction, worker) != (self._auction.id, asked[0].worker):
+            return []
+        return self._award(now, asked[1] if held else 0)
+
+    def _award(self, now: float, deposit: int = 0) -> list[Command]:
+        won = self._auction.winner(deposit)
         assert won is not None
         (winner, price), task = won, self.task
+        recorded = self._record(deposit)
+        second_score = self._auction.second_score() if deposit else 0.0
         self._auction.take_winner()
         self._attempts += 1
         if not winner.continues:
@@ -398,7 +456,12 @@ class Negotiation(Undertaking):
             usual_price=self._auction.usual_price(winner.worker),
             load=winner.load,
             expected_ms=bid.expected_p50_ms or bid.p50_ms,
+            deposit=deposit,
+            second_score=second_score,
         )
+        wait_ms = min(self._auction.bids[winner.worker].wait_ms, bid.p50_ms)
+        attempt.wait_s = wait_ms / 1e3
+        attempt.median_ms = max(bid.p50_ms, bid.expected_p50_ms) - wait_ms
         self.state = State.AWARDING
         entry = Awarded.model_construct(
             task=task.id,
@@ -407,6 +470,11 @@ class Negotiation(Undertaking):
             owner=attempt.owner,
             auction=attempt.auction,
             price=price,
+            median_ms=attempt.median_ms,
+            after_ms=max(now - self._submitted_at, 0.0) * 1e3,
+            deposit=deposit,
+            second_score=second_score if deposit else None,
+            settlements=tuple(self._settlements),
             held=self._funds.held,
             from_number=self._streamed.number,
             contract=winner.contract,
@@ -426,6 +494,7 @@ class Negotiation(Undertaking):
             input=task.input,
             input_ref=task.input_ref,
             price=price,
+            deposit=deposit,
             from_number=self._streamed.number,
             resume=self._streamed.resume,
             remaining_ms=max((self._deadline - now) * 1e3, 1.0),
@@ -433,9 +502,10 @@ class Negotiation(Undertaking):
         self._claims.add(attempt.worker, self._key(attempt), now)
         claim = Claim.model_construct(tenant=task.tenant, task=task.id, attempt=attempt.number, p90_ms=bid.p90_ms)
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        # The claim behind the award: who has heard of it is sure that the worker knows before it hears from him.
+        # The award first: its reader waits, the transcript's does not. The claim behind it: who has heard of it is
+        # sure that the worker knows before it hears from him.
         told = SendAward(attempt.worker, award), TellClaim(attempt.worker, claim)
-        return [*self._writer.write(entry), *told, timer]
+        return [*self._writer.write(entry), *told, timer, *recorded]
 
     def _release(self, attempt: _Attempt) -> None:
         """It occupies no slot, or no longer."""
@@ -470,14 +540,14 @@ class Negotiation(Undertaking):
         self._attempt, self._last_attempt = None, current
         self._auction.pass_over(self._claims, now)
         if self._auction.winner() is not None:
-            return [*commands, *self._award(now)]
+            return [*commands, *self._award_next(now)]
         if reply is not None and reply.reason not in ("too_long", "unsupported") and not self._auction.spot:
             return [*commands, *self._wait("busy")]
         return [*commands, *self._open_auction(now)]
 
     def _confirm(self, attempt: _Attempt, now: float) -> None:
         if attempt.confirmed_at is None:
-            attempt.confirmed_at = now
+            attempt.confirmed_at, attempt.began_at = now, now + attempt.wait_s
             self._negotiating_s += now - self._auction.opened_at
 
     def on_done(self, done: Done, violation: str | None, now: float) -> list[Command]:
@@ -490,7 +560,10 @@ class Negotiation(Undertaking):
         self._release(current)
         if self.state is State.AWARDING:
             self._confirm(current, now)
+        if current.began_at is None:  # what another negotiator gave away has ended: it ran
+            current.began_at = now if current.awarded_at is None else current.awarded_at
         if done.error is None and violation is None:
+            current.answered, current.settlement = True, self._settlement(current, True, now)
             return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
         if done.error is not None and done.error.code == HANDED_ON:
             return self._read_stream(now)
@@ -500,9 +573,12 @@ class Negotiation(Undertaking):
         self._last_error, self._last_attempt = error, current
         retryable = violation is not None or done.retryable
         if not retryable:  # the input's fault as likely as the worker's
+            self._attempt = None
             return self._finish("failed", now, error, done)
+        self._settle_failed(current, now)
         learned = self._learn(current, "error" if violation is None else "contract", False, now)
         if self._errors >= self._policy.max_attempts:
+            self._attempt = None
             return [*learned, *self._bury(), *self._finish("failed", now, error, done)]
         current.continues &= violation is None  # nobody should go on behind what is no answer
         return [*learned, *self._read_stream(now)]
@@ -528,6 +604,7 @@ class Negotiation(Undertaking):
             self._silent.append(attempt.worker)
         else:
             self._lost.append(attempt.worker)
+            self._settle_failed(attempt, now)
         if len(self._lost) >= self._policy.max_lost:
             return [*learned, *self._give_up(now)]
         return [*learned, *self._read_stream(now)]
@@ -546,12 +623,33 @@ class Negotiation(Undertaking):
             price=attempt.price,
             usual_price=attempt.usual_price,
             claimed_ms=attempt.claimed_ms if timed else None,
-            actual_ms=(now - attempt.awarded_at) * 1e3,
+            actual_ms=(now - (attempt.awarded_at or now)) * 1e3,
             load=attempt.load,
             tenant=self.task.tenant,
             expected_ms=attempt.expected_ms,
         )
         return [Learn(outcome)]
+
+    def _settlement(self, attempt: _Attempt, passed: bool, now: float) -> Settlement | None:
+        """What an attempt with a deposit is paid; None for one without."""
+        if not attempt.deposit or attempt.auction is None or attempt.awarded_at is None:
+            return None
+        return settle(
+            Terms.of(self.task, self._deadline - attempt.awarded_at),
+            attempt=attempt.number,
+            auction=attempt.auction,
+            worker=attempt.worker,
+            owner=attempt.owner,
+            deposit=attempt.deposit,
+            most=attempt.price,
+            second_score=attempt.second_score,
+            passed=passed,
+            time_ms=max(min(now, self._deadline) - attempt.awarded_at, 0.0) * 1e3,
+        )
+
+    def _settle_failed(self, attempt: _Attempt, now: float) -> None:
+        if (settled := self._settlement(attempt, False, now)) is not None:
+            self._settlements.append(settled)
 
     def _give_up(self, now: float) -> list[Command]:
         """Too many workers have vanished."""
@@ -601,7 +699,7 @@ class Negotiation(Undertaking):
             late = self._attempt if self.state is State.RUNNING else None
             commands = super().on_timer(timer, key, now)
             # It had the time that it had asked for: else the deadline was too near, which is nobody's fault.
-            if late is not None and late.claimed_ms is not None and now - late.awarded_at > late.claimed_ms[1] / 1e3:
+            if late is not None and late.overdue(now):
                 commands += self._learn(late, "timeout", False, now)
             return commands
         if timer == "notice" and self.state is State.WAITING:
@@ -622,6 +720,22 @@ class Negotiation(Undertaking):
     def _waited_for(self) -> str:
         return self._waiting_reason.replace("_", " ") if self._waiting_reason and not self._attempt else ""
 
+    def _part(self, run_ms: float) -> int | None:
+        """What the attempt in hand has earned by now; None unless it was confirmed and stands in the journal."""
+        attempt = self._attempt
+        if attempt is None or attempt.began_at is None or attempt.median_ms is None or not self._stands(attempt.number):
+            return None
+        if attempt.answered:
+            return attempt.settlement.price if attempt.settlement else attempt.price
+        # What a deposit can add is for answers.
+        ordinary = max(attempt.price - attempt.deposit, 0)
+        return part_payment(ordinary, run_ms=run_ms, median_ms=attempt.median_ms)
+
+    def _stands(self, attempt: int) -> bool:
+        """Whether an attempt's award is in the journal, or on its way there before whatever is written now."""
+        coming = self._writer.outstanding
+        return attempt in self._entered or (isinstance(coming, Awarded) and coming.attempt == attempt)
+
     def _finish(
         self,
         status: Status,
@@ -632,7 +746,19 @@ class Negotiation(Undertaking):
         self.state = State.FINISHING
         attempt = self._attempt or self._last_attempt
         completed = status == "completed" and done is not None
-        running_s = now - attempt.confirmed_at if attempt and attempt.confirmed_at is not None else 0.0
+        running_ms = max(now - attempt.began_at, 0.0) * 1e3 if attempt and attempt.began_at is not None else 0.0
+        # Of what is not yet written only the award stays whose worker has spoken: else no reader takes its events.
+        spoken = done.attempt if done else None
+        standing = [one for one in self._settlements if self._stands(one.attempt) or one.attempt == spoken]
+        price, settled = None, None
+        if completed and attempt is not None:
+            settled = attempt.settlement
+            price = settled.price if settled is not None else attempt.price
+        elif status == "cancelled":
+            price = self._part(running_ms)
+            settled = self._attempt.settlement if self._attempt is not None and price is not None else None
+        elif status == "expired" and self._attempt is not None and self._attempt.began_at is not None:
+            settled = self._settlement(self._attempt, False, now)
         self._final = final = Final.model_construct(
             task=self.task.id,
             tenant=self.task.tenant,
@@ -643,9 +769,11 @@ class Negotiation(Undertaking):
             digest=done.digest if completed and done else None,
             worker=attempt.worker if attempt else None,
             owner=attempt.owner if attempt else None,
-            price=attempt.price if completed and attempt else None,
+            price=price,
+            settlements=tuple(standing if settled is None else [*standing, settled]),
             held=self._funds.held,
             attempt=attempt.number if attempt else None,
+            auction=attempt.auction if attempt else None,
             attempts=self._attempts,
             number=done.number + 1 if done else None,
             bids=self._bids_taken,
@@ -655,12 +783,10 @@ class Negotiation(Undertaking):
             timings=Timings.model_construct(
                 queued_ms=max((self._opened_at or now) - self._submitted_at, 0.0) * 1e3,
                 negotiation_ms=self._negotiating_s * 1e3,
-                running_ms=running_s * 1e3,
+                running_ms=running_ms,
                 total_ms=max(now - self._submitted_at, 0.0) * 1e3,
             ),
         )
-        # Of what is not yet written only the award stays whose worker has spoken: else no reader takes its events.
-        spoken = done.attempt if done else None
         self._writer.keep(lambda entry: isinstance(entry, Awarded) and entry.attempt == spoken)
         return [*self._writer.write(final)]
 
@@ -668,7 +794,10 @@ class Negotiation(Undertaking):
 
     def on_stored(self, sequence: int, now: float) -> list[Command]:
         """The outstanding entry was stored."""
+        coming = self._writer.outstanding
         commands = super().on_stored(sequence, now)
+        if isinstance(coming, Awarded):
+            self._entered.add(coming.attempt)
         if self.state is State.READING and self._writer.idle:
             return [ReadStream()]
         return commands
@@ -678,8 +807,21 @@ class Negotiation(Undertaking):
             return
         self._attempts = entry.attempt
         self._attempt = _Attempt(
-            entry.attempt, entry.worker, entry.owner, entry.price, entry.auction, entry.contract, entry.continues
+            entry.attempt,
+            entry.worker,
+            entry.owner,
+            entry.price,
+            entry.auction,
+            entry.contract,
+            entry.continues,
+            awarded_at=None if entry.after_ms is None else self._submitted_at + entry.after_ms / 1e3,
+            median_ms=entry.median_ms,
+            deposit=entry.deposit,
+            second_score=entry.second_score or 0.0,
         )
+        self._settlements = list(entry.settlements)
+        self._entered.add(entry.attempt)
+        self._entered.update(one.attempt for one in entry.settlements)
         self._funds.found(entry.held)
         self._failed, self._lost = set(entry.failed), list(entry.lost)
         self._errors = len(self._failed)

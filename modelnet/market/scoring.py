@@ -33,8 +33,11 @@ __all__ = [
     "believable",
     "chance_and_time_s",
     "contested",
+    "most_settled",
+    "part_payment",
     "payment",
     "rank",
+    "second_score",
     "settled_payment",
     "tie_break",
     "uniform",
@@ -156,6 +159,7 @@ def score(terms: Terms, offered: Offered) -> ScoredBid:
             "quality": offered.quality,
             "mean_quality": mean,
             "cases": offered.cases,
+            "deposit": bid.deposit,
             "value": value,
             "score": total,
             "eligible": bid.price <= terms.budget and mean >= terms.min_quality and total >= SCORE_FLOOR,
@@ -209,22 +213,59 @@ def payment(terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_pr
     `reference_price` is the capability's, learned without the winner's own history. It bounds the pay where nobody
     established competes; the budget does always. Never under the winner's own price, so taking part cannot cost it.
     """
-    second = max([SCORE_FLOOR, *(bid.score for bid in rest if bid.eligible)])
-    reserve = terms.budget
-    if reference_price is not None and not contested(winner, rest):
-        reserve = min(reserve, math.floor(RESERVE_MARGIN * reference_price))
-    return max(winner.price, min(reserve, math.floor(winner.value - second)))
+    reserve = _reserve(terms, winner, rest, reference_price)
+    return max(winner.price, min(reserve, math.floor(winner.value - second_score(rest))))
 
 
-def settled_payment(terms: Terms, second: float, *, passed: bool, time_s: float, deposit: int) -> int:
+def second_score(rest: list[ScoredBid]) -> float:
+    """The best score among the bids ranked below the winner; S₀ at least."""
+    return max([SCORE_FLOOR, *(bid.score for bid in rest if bid.eligible)])
+
+
+def _reserve(terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_price: int | None) -> int:
+    """What bounds the winner's pay, its own price aside."""
+    if reference_price is None or contested(winner, rest):
+        return terms.budget
+    return min(terms.budget, math.floor(RESERVE_MARGIN * reference_price))
+
+
+def most_settled(
+    terms: Terms, winner: ScoredBid, rest: list[ScoredBid], reference_price: int | None, deposit: int
+) -> int:
+    """The most that a winner may be paid after the fact: what it would be paid without, and its deposit; and no more
+    than bounds all pay.
+
+    So nobody gains by what it does not risk: with nothing at stake, a newcomer that happened to answer well would be
+    paid as if it had been known to, and a new name would be worth more than an old one.
+    """
+    ordinary = payment(terms, winner, rest, reference_price)
+    return min(ordinary + deposit, max(ordinary, _reserve(terms, winner, rest, reference_price)))
+
+
+def part_payment(price: int, *, run_ms: float, median_ms: float) -> int:
+    """What an attempt is paid that was stopped, through no fault of its own, after running for `run_ms`.
+
+        part = ⌊price · min(1, run / median)⌋
+
+    Its share of the work as far as time can tell. So nobody takes most of an answer for nothing by a cancel near its
+    end, and who is stopped because another was first has not worked unpaid. A median that was understated pays too
+    soon, so the one to hand in is the larger of the claimed and the corrected.
+    """
+    share = min(max(run_ms, 0.0) / median_ms, 1.0) if median_ms > 0 else 1.0
+    return min(math.floor(price * share), price)
+
+
+def settled_payment(
+    terms: Terms, second: float, *, passed: bool, time_s: float, deposit: int, most: int | None = None
+) -> int:
     """What a winner is paid after the fact, by what its answer was worth; negative: what it pays.
 
-        pay = v·passed − μ·min(T, d) − max(S₀, second score)
+        pay = v·passed − μ·min(T, d) − max(S₀, second score)        −deposit ≤ pay ≤ most
 
     It earns what it adds to the next best, whatever it claimed, so for a bidder that is neutral to risk true claims of
     time and quality are dominant even without a history (Porter, Ronen, Shoham & Tennenholtz, Fault tolerant mechanism
-    design, AIJ 172, 2008). The loss is bounded by the `deposit` that it holds, the gain by the budget: where either
-    bound is met the rule is truthful no longer.
+    design, AIJ 172, 2008). The loss is bounded by the `deposit` that it holds, the gain by `most`, or the budget: where
+    either bound is met the rule is truthful no longer.
     """
     worth = terms.value * passed - terms.value_of_time * min(time_s, terms.remaining_s)
-    return max(-deposit, min(terms.budget, math.floor(worth - max(SCORE_FLOOR, second))))
+    return max(-deposit, min(terms.budget if most is None else most, math.floor(worth - max(SCORE_FLOOR, second))))

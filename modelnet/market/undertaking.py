@@ -27,6 +27,7 @@ class State(Enum):
     """Where the task stands with this negotiator."""
 
     AUCTIONING = auto()
+    DEPOSITING = auto()
     AWARDING = auto()
     RUNNING = auto()
     RECALLING = auto()

@@ -72,7 +72,13 @@ class Bid(Message):
     price: Micro = Field(description="Asked price in micro-credits.")
     p50_ms: float = Field(gt=0, description="Median of the expected time to complete, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
+    wait_ms: float = Field(default=0, ge=0, description="What of both is the expected wait for a slot.")
     free: int = Field(default=1, ge=1, description="Awards that it could take when it bid, this one included.")
+    deposit: Micro = Field(
+        default=0,
+        description="Micro-credits that the worker's owner puts up, to be paid by what the answer turns out to be "
+        "worth; for workers without a history. 0: paid as others are.",
+    )
 
 
 class Refusal(Message):
@@ -103,7 +109,10 @@ class Award(Message):
     capability: Capability
     input: dict[str, Any] = Field(default_factory=dict, description="Empty if it is stored.")
     input_ref: Reference | None = Field(default=None, description="Where the input is stored, if it is large.")
-    price: Micro = Field(description="What will be paid for an accepted output.")
+    price: Micro = Field(description="What will be paid for an accepted output; with a deposit, the most that may be.")
+    deposit: Micro = Field(
+        default=0, description="Held of its owner's: the answer is paid by what it turns out to be worth."
+    )
     from_number: int = Field(default=0, ge=0, description="The attempt's first event is numbered from_number + 1.")
     resume: Resume | None = Field(default=None, description="What to continue; null to begin at the beginning.")
     remaining_ms: float = Field(gt=0, description="Until the task's deadline.")

@@ -10,7 +10,7 @@ from .base import Capability, Identifier, Message, Micro, Part
 
 __all__ = ["PriceRule", "ScoredBid", "Transcript"]
 
-PriceRule = Literal["second_score", "posted", "asked", "offered"]
+PriceRule = Literal["second_score", "posted", "asked", "offered", "settled"]
 
 
 class ScoredBid(Part):
@@ -30,6 +30,7 @@ class ScoredBid(Part):
         default=None, ge=0, le=1, description="Mean of that estimate; null: the bound is all that is known."
     )
     cases: float = Field(default=0.0, ge=0, description="Verified outcomes behind the estimate, decayed.")
+    deposit: Micro = Field(default=0, description="What the bid offers to put up.")
     value: float = Field(description="V: what the answer is worth before its price.")
     score: float = Field(description="S = V - price.")
     eligible: bool = Field(description="Within budget, at or above the least quality, and S >= S0.")
@@ -66,9 +67,16 @@ class Transcript(Message):
     bids: tuple[ScoredBid, ...] = ()
     refusals: dict[str, str] = Field(default_factory=dict, description="Reason by worker.")
     winner: Identifier | None = None
-    price: Micro | None = Field(default=None, description="What the winner is paid.")
+    price: Micro | None = Field(
+        default=None, description="What the winner is paid; by the rule `settled`, the most that it may be."
+    )
+    deposit: Micro = Field(default=0, description="What the ledger holds of the winner's owner; 0: nothing.")
+    second_score: float | None = Field(
+        default=None, description="By the rule `settled`: the best score behind the winner, S0 at least."
+    )
     rule: PriceRule = Field(
         default="second_score",
         description="What set the price; `posted`: a newcomer was tried; `asked`: nobody is worth its price by what is "
-        "known of its time, and the best by what it claims is paid what it asks; `offered`: its standing offer.",
+        "known of its time, and the best by what it claims is paid what it asks; `offered`: its standing "
+        "offer; `settled`: it follows from what the answer turns out to be worth, see the Final's settlements.",
     )

@@ -14,6 +14,7 @@ __all__ = [
     "Identifier",
     "Message",
     "Micro",
+    "Money",
     "Part",
     "Pattern",
     "is_capability",
@@ -34,6 +35,9 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 Micro = Annotated[int, Field(ge=0, le=2**53)]
 """Money: an integer of micro-credits. Bounded so that every language's JSON reads it exactly."""
+
+Money = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""Money that may flow the other way: below 0, it is the worker's owner that pays."""
 
 _CAPABILITY = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Digest, Identifier, Message, Micro
-from .result import Final
+from .result import Final, Settlement
 
 __all__ = ["Awarded", "CancelAsked", "JournalEntry", "Planned", "Waiting", "decode_entry", "part_id"]
 
@@ -29,6 +29,24 @@ class Awarded(Message):
     owner: Identifier = Field(default="local", description="Who owns the worker, and is paid.")
     auction: Identifier | None = Field(default=None, description="The auction that the worker won.")
     price: Micro
+    median_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Median of its time, as claimed, or as corrected by its history if that is longer: a cancelled "
+        "attempt is paid by the share of it that it ran. Null: not known.",
+    )
+    after_ms: float | None = Field(
+        default=None, ge=0, description="How long after the server's timestamp of the task it was awarded."
+    )
+    deposit: Micro = Field(
+        default=0, description="Held of the owner's: price is the most, and what is paid follows from the outcome."
+    )
+    second_score: float | None = Field(
+        default=None, description="With a deposit: the best score behind the bid, S0 at least."
+    )
+    settlements: tuple[Settlement, ...] = Field(
+        default=(), description="What became of earlier attempts with a deposit."
+    )
     held: Micro | None = Field(
         default=None,
         description="Held for the task in the ledger, in micro-credits; null if its tenant is not charged.",

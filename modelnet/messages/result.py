@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from .base import Capability, Digest, Identifier, Message, Micro, Part
+from .base import Capability, Digest, Identifier, Message, Micro, Money, Part
 from .reference import Reference
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Progress",
     "Reset",
     "ResultEvent",
+    "Settlement",
     "Timings",
     "Usage",
     "decode_event",
@@ -102,9 +103,30 @@ class Timings(Part):
     queued_ms: float = Field(ge=0, description="From the server's timestamp to the first request for bids.")
     negotiation_ms: float = Field(ge=0, description="Time in auctions and awards, up to the last Confirm.")
     running_ms: float = Field(
-        ge=0, description="From the accepted attempt's Confirm to its Done; it may have waited for a slot."
+        ge=0,
+        description="From the last attempt's Confirm, and its expected wait for a slot, to the end; from its award, if "
+        "another negotiator gave it away.",
     )
     total_ms: float = Field(ge=0, description="From the server's timestamp to the Final.")
+
+
+class Settlement(Part):
+    """What an attempt with a deposit is paid by what became of it.
+
+    max(-deposit, min(most, floor(value x passed - value_of_time x time - second_score))), with the task's value and
+    value of time.
+    """
+
+    attempt: int = Field(ge=1)
+    auction: Identifier
+    worker: Identifier
+    owner: Identifier
+    deposit: Micro = Field(description="Held of its owner's.")
+    most: Micro = Field(description="The most that it could be paid.")
+    second_score: float = Field(description="The best score behind its bid, S0 at least.")
+    passed: bool = Field(description="Whether its output was accepted.")
+    time_ms: float = Field(ge=0, description="From its award to its end, or to the deadline.")
+    price: Money = Field(description="Below 0: what its owner pays the tenant, out of the deposit.")
 
 
 class Final(Message):
@@ -120,12 +142,22 @@ class Final(Message):
     digest: Digest | None = Field(default=None, description="Digest of the output.")
     worker: Identifier | None = None
     owner: Identifier | None = Field(default=None, description="Who owns the worker: to whom the price goes.")
-    price: Micro | None = Field(default=None, description="Price of the accepted output, in micro-credits.")
+    price: Money | None = Field(
+        default=None,
+        description="What the worker's owner is paid, in micro-credits: for `completed` the price of the accepted "
+        "output; for `cancelled` the part of the price that the confirmed attempt in hand had earned, "
+        "floor(price x min(1, running_ms / median_ms)), or all of it if its output was there; else null. Below 0 if "
+        "the answer was settled by its worth, and worth less than what else there was: then the owner pays the tenant.",
+    )
+    settlements: tuple[Settlement, ...] = Field(
+        default=(), description="Attempts with a deposit, by what became of them; also those that failed."
+    )
     held: Micro | None = Field(
         default=None,
         description="What may be held for it in the ledger, to pay the price from; null if its tenant is not charged.",
     )
     attempt: int | None = Field(default=None, ge=1, description="The accepted attempt, or the last one.")
+    auction: Identifier | None = Field(default=None, description="The auction that awarded that attempt.")
     attempts: int = Field(default=0, ge=0, description="How many were awarded.")
     number: int | None = Field(
         default=None, ge=1, description="One above the accepted attempt's last event; null where none was accepted."

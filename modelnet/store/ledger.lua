@@ -6,13 +6,16 @@
 -- Money is an integer of at most MAX: a Lua number is a double, and above 2^53 it would round.
 --
 --   balances           hash    account -> balance; MINT is where credits come from, so that all of this and `held` adds up to 0
---   held               hash    tenant -> sum of its open holds
+--   held               hash    account -> sum of its open holds and deposits
 --   metered            set     tenants whose tasks are charged
 --   limits             hash    <tenant>:<window> -> most that may be spent or held in one
 --   grants             hash    <account>:<id> -> amount, for ever: a grant is made once
 --   due                zset    <tenant>:<task> -> when the sweep should ask what became of it, in ms
 --   holds:<tenant>     zset    task -> when its hold was taken, in ms
---   hold:<tenant>:<task>       hash    state held, settled or released; amount; taken; paid. Kept for KEEP after its end
+--   hold:<tenant>:<task>       hash    state held, settled or released; amount; taken; paid. Kept for KEEP after its end.
+--                              deposit:<auction>:<worker> and depositor:<auction>:<worker>: what a worker's owner put up, and who
+--   deposits:<owner>   zset    <tenant>:<task>:<auction>:<worker> -> when its deposit was taken, in ms
+--   depositors         hash    <owner>:<worker> -> most that this worker may put up for one task
 --   spent:<tenant>:<window>:<n>  integer  spent or held in the n-th window since 1970
 --   statement:<account>  stream  the last STATEMENT movements
 
@@ -132,9 +135,51 @@ function operations.hold(tenant, task, amount, due_in_ms)
   return { "held" }
 end
 
+-- Sets aside what a worker's owner puts up for a task whose hold stands. Not for one that has ended: nobody would end it.
+function operations.deposit(tenant, task, auction, worker, owner, amount)
+  amount = tonumber(amount)
+  local hold, name = key("hold", tenant, task), auction .. ":" .. worker
+  if redis.call("HGET", hold, "state") ~= "held" then
+    return "no_hold"
+  end
+  if redis.call("HEXISTS", hold, "deposit:" .. name) == 1 then
+    return "held"
+  end
+  if amount > number(redis.call("HGET", key("depositors"), owner .. ":" .. worker)) then
+    return "not_allowed"
+  end
+  if amount > balance(owner) then
+    return "no_funds"
+  end
+  move(owner, negative(amount))
+  redis.call("HINCRBY", key("held"), owner, amount)
+  redis.call("HSET", hold, "deposit:" .. name, amount, "depositor:" .. name, owner)
+  redis.call("ZADD", key("deposits", owner), now, tenant .. ":" .. task .. ":" .. name)
+  return "held"
+end
+
+-- Ends all deposits of a task: of each what `lost` says goes to the tenant, the rest back.
+local function return_deposits(tenant, task, hold, lost)
+  local fields = redis.call("HGETALL", hold)
+  for i = 1, #fields, 2 do
+    local name = string.match(fields[i], "^deposit:(.*)$")
+    if name then
+      local amount, owner = number(fields[i + 1]), redis.call("HGET", hold, "depositor:" .. name)
+      local gone = math.min(lost[name] or 0, amount)
+      redis.call("HINCRBY", key("held"), owner, negative(amount))
+      redis.call("ZREM", key("deposits", owner), tenant .. ":" .. task .. ":" .. name)
+      local after = move(owner, amount - gone)
+      if gone > 0 then
+        note(owner, "forfeit", -gone, after, task, tenant)
+        note(tenant, "compensation", gone, move(tenant, gone), task, owner)
+      end
+    end
+  end
+end
+
 -- Ends a hold: `price` of it goes to `account`, the rest back. Also for a task without one, so that a hold which comes
--- later, from a negotiator that was slow, is refused.
-function operations.close(tenant, task, state, account, price)
+-- later, from a negotiator that was slow, is refused. Then come pairs: a deposit's name, and what is lost of it.
+function operations.close(tenant, task, state, account, price, ...)
   local hold = key("hold", tenant, task)
   local found = redis.call("HMGET", hold, "state", "amount", "taken", "paid")
   if found[1] and found[1] ~= "held" then
@@ -156,6 +201,11 @@ function operations.close(tenant, task, state, account, price)
     note(tenant, "payment", -paid, after, task, account)
     note(account, "earning", paid, move(account, paid), task, tenant)
   end
+  local pairs_, lost = { ... }, {}
+  for i = 1, #pairs_, 2 do
+    lost[pairs_[i]] = tonumber(pairs_[i + 1])
+  end
+  return_deposits(tenant, task, hold, lost)
   return { state, paid }
 end
 
@@ -177,6 +227,14 @@ function operations.limit(tenant, window, amount)
   end
 end
 
+function operations.depositor(owner, worker, most)
+  if most == "" then
+    redis.call("HDEL", key("depositors"), owner .. ":" .. worker)
+  else
+    redis.call("HSET", key("depositors"), owner .. ":" .. worker, most)
+  end
+end
+
 function operations.free(tenant)
   for _, window in ipairs(WINDOWS) do
     redis.call("HDEL", key("limits"), tenant .. ":" .. window[1])
@@ -189,7 +247,7 @@ function operations.account(name)
   local known = redis.call("HEXISTS", key("balances"), name) == 1 or metered == 1
   local found = {
     known and 1 or 0, metered, balance(name), number(redis.call("HGET", key("held"), name)),
-    redis.call("ZCARD", key("holds", name)),
+    redis.call("ZCARD", key("holds", name)) + redis.call("ZCARD", key("deposits", name)),
   }
   for _, window in ipairs(WINDOWS) do
     table.insert(found, redis.call("HGET", key("limits"), name .. ":" .. window[1]))

@@ -6,7 +6,7 @@ always add up to 0. Every operation may be repeated: a grant is known by its id,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, Self
@@ -56,7 +56,7 @@ class Account:
     """What it has beside its holds."""
     held: int
     holds: int
-    """Tasks it has holds for."""
+    """Tasks it has holds for, and deposits."""
     metered: bool
     """Whether its tasks are charged."""
     limits: tuple[Limit, ...] = ()
@@ -68,7 +68,8 @@ class Entry:
 
     at: float
     """Seconds since the epoch."""
-    kind: Literal["grant", "withdrawal", "payment", "earning"]
+    kind: Literal["grant", "withdrawal", "payment", "earning", "forfeit", "compensation"]
+    """`forfeit`: of a deposit, for an answer that was worth less than nothing; to its tenant as `compensation`."""
     amount: int
     """In micro-credits; below 0 for what went out."""
     balance: int
@@ -87,6 +88,10 @@ class OpenHold:
     amount: int
     taken_at: float
     """Seconds since the epoch."""
+    tenant: str | None = None
+    """For a deposit: whose task it was put up for."""
+    worker: str | None = None
+    """For a deposit: who put it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +166,33 @@ class Ledger:
         message = f"the account of task {task} is closed: it has ended, and its id cannot be used again for 7 days"
         return ErrorInfo(code="task_ended", message=message)
 
-    async def settle(self, tenant: str, task: str, owner: str, price: int) -> int:
+    async def deposit(
+        self, tenant: str, task: str, amount: int, *, auction: str, worker: str, owner: str
+    ) -> Literal["held", "no_hold", "not_allowed", "no_funds"]:
+        """Set `amount` of a worker's owner aside until the task ends: `held`, or why not.
+
+        `no_hold`: nothing is held for the task, or it has ended. `not_allowed`: the owner has not allowed this worker
+        so much, see `allow_deposits`. `no_funds`: the owner has less. Once for each auction and worker.
+        """
+        said: Literal["held", "no_hold", "not_allowed", "no_funds"] = await self._call(
+            "deposit", tenant, task, auction, worker, owner, min(amount, MAX_AMOUNT)
+        )
+        return said
+
+    async def settle(
+        self, tenant: str, task: str, owner: str, price: int, lost: Mapping[tuple[str, str], int] | None = None
+    ) -> int:
         """End a task's hold: `price` of it to the account of the worker's owner, the rest back. What was paid.
 
-        0 for a task without a hold, and what was paid before if the hold had ended before. Never more than was held.
+        `lost`: by auction and worker, what the tenant gets of a deposit; all others go back, and what is more than was
+        put up is not asked for. 0 for a task without a hold, and what was paid before if the hold had ended before.
+        Never more than was held.
         """
-        return int((await self._call("close", tenant, task, "settled", owner, min(price, MAX_AMOUNT)))[1])
+        gone = [part for (auction, worker), sum in (lost or {}).items() for part in (f"{auction}:{worker}", sum)]
+        return int((await self._call("close", tenant, task, "settled", owner, min(price, MAX_AMOUNT), *gone))[1])
 
     async def release(self, tenant: str, task: str) -> int:
-        """End a task's hold: all of it back. What was paid, if it had been settled before."""
+        """End a task's hold and deposits: all back. What was paid, if it had been settled before."""
         return int((await self._call("close", tenant, task, "released", "", 0))[1])
 
     async def due(self, most: int = 100) -> list[tuple[str, str]]:
@@ -205,6 +228,20 @@ class Ledger:
             raise UsageError(f"a limit is between 0 and {MAX_AMOUNT}, not {amount}")
         await self._call("limit", tenant, window, "" if amount is None else amount)
 
+    async def allow_deposits(self, owner: str, worker: str, most: int | None) -> None:
+        """Let a worker put up at most so much of its owner's money for one task; None: nothing.
+
+        Who owns it a worker says itself: without this, anybody's could be put at risk.
+        """
+        if most is not None and not 0 <= most <= MAX_AMOUNT:
+            raise UsageError(f"a deposit is between 0 and {MAX_AMOUNT}, not {most}")
+        await self._call("depositor", owner, worker, "" if most is None else most)
+
+    async def depositors(self, owner: str) -> dict[str, int]:
+        """The workers that may put up an owner's money, and how much for one task."""
+        found: dict[str, str] = await self._read(self._redis.hgetall(f"{_PREFIX}depositors"))
+        return {name.partition(":")[2]: int(most) for name, most in found.items() if name.startswith(f"{owner}:")}
+
     async def free(self, tenant: str) -> None:
         """Charge a tenant nothing any more; what it has stays, what is held ends as it would."""
         await self._call("free", tenant)
@@ -222,12 +259,24 @@ class Ledger:
         return Account(name, balance, held, holds, bool(metered), kept)
 
     async def holds(self, tenant: str, most: int = 20) -> list[OpenHold]:
-        """A tenant's open holds, the newest first."""
-        newest = await self._read(
-            self._redis.zrange(f"{_PREFIX}holds:{tenant}", 0, most - 1, desc=True, withscores=True)
-        )
+        """An account's open holds and deposits, the newest first."""
+        newest = await self._newest("holds", tenant, most)
         amounts = await self._transaction(("HGET", f"{_PREFIX}hold:{tenant}:{task}", "amount") for task, _ in newest)
-        return [OpenHold(task, int(a or 0), at / 1e3) for (task, at), a in zip(newest, amounts, strict=True)]
+        found = [OpenHold(task, int(a or 0), at / 1e3) for (task, at), a in zip(newest, amounts, strict=True)]
+        put_up = [(member.split(":"), at) for member, at in await self._newest("deposits", tenant, most)]
+        amounts = await self._transaction(
+            ("HGET", f"{_PREFIX}hold:{payer}:{task}", f"deposit:{auction}:{worker}")
+            for (payer, task, auction, worker), _ in put_up
+        )
+        for ((payer, task, _, worker), at), amount in zip(put_up, amounts, strict=True):
+            found.append(OpenHold(task, int(amount or 0), at / 1e3, payer, worker))
+        return sorted(found, key=lambda hold: -hold.taken_at)[:most]
+
+    async def _newest(self, kind: str, account: str, most: int) -> list[tuple[str, float]]:
+        found: list[tuple[str, float]] = await self._read(
+            self._redis.zrange(f"{_PREFIX}{kind}:{account}", 0, most - 1, desc=True, withscores=True)
+        )
+        return found
 
     async def statement(self, account: str, most: int = 20) -> list[Entry]:
         """An account's last movements, the newest first. The last thousand are kept."""
@@ -253,10 +302,11 @@ class Ledger:
         ask = (("HGETALL", f"{_PREFIX}balances"), ("HGETALL", f"{_PREFIX}held"), ("SMEMBERS", f"{_PREFIX}metered"))
         balances, held, metered = await self._transaction(ask)
         names = sorted({*balances, *held, *metered} - {_MINT})
-        counts = await self._transaction(("ZCARD", f"{_PREFIX}holds:{name}") for name in names)
+        kinds = ("holds", "deposits")
+        counts = await self._transaction(("ZCARD", f"{_PREFIX}{kind}:{name}") for kind in kinds for name in names)
         accounts = tuple(
-            Account(name, int(balances.get(name, 0)), int(held.get(name, 0)), count, name in metered)
-            for name, count in zip(names, counts, strict=True)
+            Account(name, int(balances.get(name, 0)), int(held.get(name, 0)), holds + deposits, name in metered)
+            for name, holds, deposits in zip(names, counts[: len(names)], counts[len(names) :], strict=True)
         )
         return Books(accounts, minted=-int(balances.get(_MINT, 0)))
 

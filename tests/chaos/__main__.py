@@ -13,15 +13,18 @@ import random
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign, Plan, interrupted
-from tests.chaos.faults import KINDS
+from tests.chaos.faults import KINDS, PAID
 from tests.chaos.fleet import Sizes
 from tests.chaos.report import details, failures, table
 
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "chaos.txt"
+_PAID = ", 2 ledger workers, tenants with accounts\nother work ran on the cores meanwhile: only correctness counts here"
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
 def main() -> int:
@@ -36,19 +39,22 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="draw only these kinds of faults")
     parser.add_argument("--vllm", action="store_true", help="with a vLLM worker, killed too; reported apart")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the output to {RESULTS.parent.name}/{RESULTS.name}"
-    )
+    parser.add_argument("--paid", action="store_true", help="tenants have accounts; correctness alone counts")
+    parser.add_argument("--write", action="store_true", help="write it to bench/results/chaos.txt or chaos-paid.txt")
     parser.add_argument("--keep", action="store_true", help="keep the folder with every log, also when all is well")
     args = parser.parse_args()
-    sizes = Sizes(negotiators=args.negotiators, workers=args.workers, clients=args.clients)
+    sizes = Sizes(
+        negotiators=args.negotiators, workers=args.workers, clients=args.clients, ledgers=2 if args.paid else 0
+    )
     plan = Plan(seed=args.seed, minutes=args.minutes, tasks=args.tasks, faults=args.faults, sizes=sizes, vllm=args.vllm)
+    if args.paid:
+        plan = replace(plan, kinds=(*plan.kinds, *PAID))
     if args.kinds:
-        plan = Plan(**{name: getattr(plan, name) for name in plan.__slots__} | {"kinds": tuple(args.kinds)})
+        plan = replace(plan, kinds=tuple(args.kinds))
     head = (
         f"tests/chaos, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}: "
         f"seed {plan.seed}, {plan.minutes:g} min, {sizes.negotiators} negotiators, {sizes.workers} workers, "
-        f"{sizes.clients} clients{', a vLLM worker' if plan.vllm else ''}"
+        f"{sizes.clients} clients{', a vLLM worker' if plan.vllm else ''}" + _PAID * plan.paid
     )
     print(head, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="modelnet-chaos-"))
@@ -61,7 +67,7 @@ def main() -> int:
     verdict = "passed" if not wrong else "\n".join(["FAILED", *wrong])
     print(f"\n{shown}\n\n{verdict} in {tally.took_s:.0f} s", flush=True)
     if args.write:
-        RESULTS.write_text(f"{head}\n\n{shown}\n\n{verdict}\n")
+        (RESULTS / ("chaos-paid.txt" if plan.paid else "chaos.txt")).write_text(f"{head}\n\n{shown}\n\n{verdict}\n")
     if wrong or args.keep:
         print(f"\n{details(tally)}\nlogs, records and streams: {folder}")
     else:

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.faults import KINDS, Fault, Kind, MissedPoint, Scene
+from tests.chaos.faults import KINDS, PAID, Fault, Kind, MissedPoint, Scene
 from tests.chaos.fleet import Fleet, Party, Sizes
 from tests.chaos.model import prepare_model
+from tests.chaos.money import Bank
 from tests.chaos.tally import Tally, take_stock
 
 __all__ = ["Campaign", "Plan"]
 
-SPARED = {"negotiator": 1, "worker": 2, "client": 0, "model": 0}
+SPARED = {"negotiator": 1, "worker": 2, "client": 0, "model": 0, "ledger": 0}
 """How many of each role no fault may have in hand at any time: what is promised is survival of some, not of none."""
 
 QUIET_S = 2.0
@@ -39,8 +40,13 @@ class Plan:
     faults: int = 200
     sizes: Sizes = field(default_factory=Sizes)
     deadline_s: float = 60.0
-    kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "model_killed")
+    kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in ("model_killed", *PAID))
     vllm: bool = False
+
+    @property
+    def paid(self) -> bool:
+        """Whether tenants have accounts: then only correctness counts, as tasks wait for a ledger that is away."""
+        return self.sizes.ledgers > 0
 
 
 class Campaign:
@@ -55,6 +61,7 @@ class Campaign:
         self._faults: list[Fault] = []
         self._missed = 0
         self._deaths: list[str] = []
+        self._bank = Bank(self._fleet) if plan.paid else None
 
     async def run(self) -> Tally:
         """All of it; every process that it started has ended when it returns, however it does."""
@@ -62,18 +69,23 @@ class Campaign:
         try:
             await self._fleet.start()
             model_tasks = await prepare_model(self._fleet) if self._plan.vllm else None
+            if self._bank is not None:
+                await self._bank.open()
             self._say(f"{len(self._fleet.parties)} parties are up; load begins")
             began = time.monotonic()
             await self._start_load(load_s, model_tasks)
             async with asyncio.TaskGroup() as group:
-                guard = group.create_task(self._guard())
+                guards = [group.create_task(self._guard())]
+                if self._bank is not None:
+                    guards.append(group.create_task(self._bank.watch()))
                 async with asyncio.TaskGroup() as strikes:
                     await self._strike_all(strikes, load_s)
                 self._say(f"{len(self._faults)} faults are over; waiting for every task's end")
                 for client in self._fleet.of("client"):
                     client.signal(signal.SIGUSR1)
                 await asyncio.gather(*(client.ended() for client in self._fleet.of("client")))
-                guard.cancel()
+                for guard in guards:
+                    guard.cancel()
             return await take_stock(
                 self._fleet,
                 records=self._records,
@@ -82,6 +94,7 @@ class Campaign:
                 deaths=self._deaths,
                 patience_s=self._plan.deadline_s + 20.0,
                 took_s=time.monotonic() - began,
+                bank=self._bank,
             )
         finally:
             await self._fleet.stop()

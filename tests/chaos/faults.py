@@ -19,7 +19,7 @@ from tests.chaos.launch import set_clock
 from tests.chaos.liar import MODES
 from tests.chaos.points import POINTS, Point, kill_at
 
-__all__ = ["KINDS", "Fault", "Kind", "MissedPoint"]
+__all__ = ["KINDS", "PAID", "Fault", "Kind", "MissedPoint"]
 
 POINT_PATIENCE_S = 15.0
 CLOCK_JUMP_S = 3600.0
@@ -212,6 +212,14 @@ async def _redis_killed(scene: Scene) -> None:
     await scene.fleet.redis.revive()
 
 
+async def _redis_frozen(scene: Scene) -> None:
+    scene.fleet.redis.signal(signal.SIGSTOP)
+    try:  # beyond every time-out of who asks it: what was asked is done all the same, and nobody hears
+        await asyncio.sleep(scene.chance.uniform(0.5, 5.0))
+    finally:
+        scene.fleet.redis.signal(signal.SIGCONT)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of fault."""
@@ -245,6 +253,12 @@ KINDS: dict[str, Kind] = {
     "link_throttled": Kind(_throttled, ("worker", "negotiator", "client")),
     "link_doubled": Kind(_doubled, ("worker", "negotiator", "client"), harmless=True),
     "clock_jumped": Kind(_clock, ("worker", "negotiator"), harmless=True),
+    "redis_frozen": Kind(_redis_frozen, everyone=True),
+    "ledger_killed": Kind(_killed, ("ledger",), harmless=True),
+    "ledger_frozen": Kind(_frozen, ("ledger",), harmless=True),
+    "ledger_cut": Kind(_cut, ("ledger",), harmless=True),
     "model_killed": Kind(_killed, ("model",), weight=1),
 }
-"""Every kind. `model_killed` is drawn only where a vLLM worker runs."""
+"""Every kind. `model_killed` is drawn only where a vLLM worker runs, those of `PAID` only where money is paid."""
+
+PAID = ("redis_frozen", "ledger_killed", "ledger_frozen", "ledger_cut")

@@ -20,7 +20,7 @@ from tests.chaos.proxy import Direction, Proxy, Verdict
 
 __all__ = ["Fleet", "Party", "Role", "Server", "Sizes"]
 
-Role = Literal["negotiator", "worker", "client", "model"]
+Role = Literal["negotiator", "worker", "client", "model", "ledger"]
 
 LAUNCH = [sys.executable, "-m", "tests.chaos.launch"]
 
@@ -29,6 +29,7 @@ _CUSTODY: dict[Role, type[Custody]] = {
     "worker": WorkerCustody,
     "model": WorkerCustody,
     "client": Custody,
+    "ledger": Custody,
 }
 
 _STARTS = 10
@@ -45,6 +46,8 @@ class Sizes:
     beat_s: float = 1.0
     missed_beats: int = 3
     ack_wait_s: float = 10.0
+    ledgers: int = 0
+    """Ledger workers; with any, workers have owners and prices that are worth paying."""
 
     @property
     def lease_s(self) -> float:
@@ -70,6 +73,11 @@ class Server:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await self._running.stop()  # told before the watcher can see the end: it does not start it again
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self._running.pid is not None:
+            os.kill(self._running.pid, number)
 
     async def revive(self) -> None:
         """Start it again."""
@@ -181,7 +189,17 @@ class Fleet:
             command = [*LAUNCH, "workers.negotiator:app"]
             await self.add(f"negotiator-{number}", "negotiator", command, b"negotiator_started")
         for number in range(self.sizes.workers):
-            await self.add(f"worker-{number}", "worker", [*LAUNCH, "tests.chaos.worker:app"], b"workers_joined")
+            name = f"worker-{number}"
+            env = {"MODELNET_OWNER": self.owners[name], "CHAOS_PAID": "1"} if self.owners else {}
+            await self.add(name, "worker", [*LAUNCH, "tests.chaos.worker:app"], b"workers_joined", env)
+        for number in range(self.sizes.ledgers):
+            await self.add(f"ledger-{number}", "ledger", [*LAUNCH, "workers.ledger:app"], b"ledger_started")
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Who owns each worker, where money is paid: some have two."""
+        workers = range(self.sizes.workers) if self.sizes.ledgers else ()
+        return {f"worker-{number}": f"owner-{number % max(self.sizes.workers - 1, 1)}" for number in workers}
 
     def party(
         self, name: str, role: Role, command: Sequence[str], ready: bytes, env: Mapping[str, str] | None = None

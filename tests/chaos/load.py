@@ -133,7 +133,7 @@ class Load:
             try:
                 async for event in task.stream():
                     check.see(event, task.text)
-                    if cancels and check.begun:
+                    if cancels and len(check.text) >= job.cancel_after:
                         cancels = False
                         for _ in range(2):  # twice is harmless
                             with contextlib.suppress(modelnet.ModelnetError, nats.errors.Error, TimeoutError):

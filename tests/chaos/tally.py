@@ -19,6 +19,7 @@ from modelnet.messages import Final, decode_entry
 from tests.chaos.custody import TaskKey
 from tests.chaos.faults import Fault
 from tests.chaos.fleet import Fleet
+from tests.chaos.money import Bank, Money
 from tests.chaos.recovery import Followed, Recoveries, recoveries
 
 __all__ = ["Tally", "count", "take_stock"]
@@ -58,6 +59,8 @@ class Tally:
     missed_points: int = 0
     recovery: Recoveries = field(default_factory=Recoveries)
     took_s: float = 0.0
+    money: Money | None = None
+    """Where tenants have accounts."""
 
     @property
     def must_be_zero(self) -> dict[str, int]:
@@ -69,6 +72,7 @@ class Tally:
             "streams with a gap or repeat": len(self.bad_streams),
             "wrong outputs": len(self.wrong),
             "processes that died by themselves": len(self.deaths),
+            **(self.money.must_be_zero if self.money is not None else {}),
         }
 
 
@@ -81,6 +85,7 @@ async def take_stock(
     deaths: list[str],
     patience_s: float,
     took_s: float,
+    bank: Bank | None = None,
 ) -> Tally:
     """Read everything back, straight from the server, and count.
 
@@ -98,6 +103,8 @@ async def take_stock(
     tally.faults = Counter(fault.kind for fault in faults)
     tally.missed_points, tally.deaths, tally.took_s = missed_points, list(deaths), took_s
     tally.recovery = recoveries(_followed(told), faults)
+    if bank is not None:
+        tally.money = await bank.close(finals, patience_s)
     return tally
 
 

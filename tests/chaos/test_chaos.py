@@ -37,6 +37,34 @@ async def test_nothing_is_lost_and_nothing_hangs(tmp_path: Path) -> None:
     assert set(tally.faults) == set(KINDS)
 
 
+PAID_KINDS = (
+    "redis_killed",
+    "redis_frozen",
+    "ledger_killed",
+    "ledger_cut",
+    "worker_killed",
+    "worker_lies_forgetful",
+    "negotiator_killed",
+    "negotiator_killed_close_award",
+    "negotiator_killed_token_final",
+    "client_cut",
+)
+
+
+@pytest.mark.timeout(170)
+async def test_money_is_where_the_finals_say(tmp_path: Path) -> None:
+    sizes = Sizes(negotiators=2, workers=4, clients=2, beat_s=0.3, ack_wait_s=4.0, ledgers=2)
+    plan = Plan(seed=5, minutes=0.3, tasks=300, faults=10, sizes=sizes, deadline_s=40.0, kinds=PAID_KINDS)
+    tally = await Campaign(plan, tmp_path).run()
+    wrong = failures(tally, plan)
+    assert not wrong, "\n".join([*wrong, table(tally, plan), details(tally)])
+    assert set(tally.faults) == set(PAID_KINDS)
+    assert tally.money is not None
+    assert tally.money.paid["completed"] > 200
+    assert tally.money.paid["cancelled"] > 0
+    assert tally.money.deposits > 10
+
+
 @pytest.mark.timeout(170)
 async def test_garbage_kills_nobody_and_costs_nobody_an_answer(tmp_path: Path) -> None:
     sizes = Sizes(negotiators=1, workers=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["KINDS", "Job", "draw", "echo", "story", "story_words"]
@@ -32,6 +32,8 @@ class Job:
     """Whether the publisher names the task, and so may publish it again."""
     late_reader: bool
     """Whether somebody reads the stream again when it has ended."""
+    cancel_after: int = 1
+    """Characters that the owner of a story reads before it cancels it."""
 
 
 def echo(text: str) -> Json:
@@ -67,4 +69,5 @@ def draw(chance: random.Random) -> Job:
             return job("chaos.sum", {"values": values}, {"value": sum(values)})
     seed, words, pace_ms = chance.getrandbits(32), chance.randrange(20, 200), chance.choice((5, 15, 30))
     input = {"seed": seed, "words": words, "pace_ms": pace_ms}
-    return job("chaos.story", input, story(seed, words), float(words * pace_ms))
+    told = job("chaos.story", input, story(seed, words), float(words * pace_ms))
+    return replace(told, cancel_after=chance.choice((1, 80, 300))) if kind == "cancel" else told

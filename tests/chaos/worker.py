@@ -17,6 +17,10 @@ from tests.chaos import work
 Json = dict[str, Any]
 
 worker = modelnet.Worker(os.environ.get("CHAOS_NAME", "chaos"), slots=int(os.environ.get("CHAOS_SLOTS", "12")))
+_PAID = "CHAOS_PAID" in os.environ
+_PRICE, _DEPOSIT = (20, 150) if _PAID else (1, 0)
+"""In micro-credits; where money is paid, enough to see whether a part of it is right."""
+
 _log = os.open(os.environ.get("CHAOS_LOG", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
@@ -25,7 +29,7 @@ def record(what: str, ctx: modelnet.Context) -> None:
     os.write(_log, f"{what} {ctx.tenant} {ctx.task} {ctx.attempt} {ctx.worker}\n".encode())
 
 
-@worker.capability("chaos.echo", price=1, expected_ms=1)
+@worker.capability("chaos.echo", price=_PRICE, deposit=_DEPOSIT, expected_ms=1)
 async def echo(ctx: modelnet.Context, input: Json) -> Json:
     """A text backwards."""
     record("begin", ctx)
@@ -34,7 +38,7 @@ async def echo(ctx: modelnet.Context, input: Json) -> Json:
     return answer
 
 
-@worker.capability("chaos.sum", price=1, expected_ms=1)
+@worker.capability("chaos.sum", price=_PRICE, expected_ms=1)
 def total(ctx: modelnet.Context, input: Json) -> Json:
     """A sum; a plain function, so it runs in a thread."""
     record("begin", ctx)
@@ -43,7 +47,7 @@ def total(ctx: modelnet.Context, input: Json) -> Json:
     return {"value": value}
 
 
-@worker.capability("chaos.story", price=2, expected_ms=500, continues=True)
+@worker.capability("chaos.story", price=2 * _PRICE, deposit=_DEPOSIT, expected_ms=500, continues=True)
 async def story(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
     """Words, one by one, behind those that another has said."""
     record("begin", ctx)
@@ -57,7 +61,7 @@ async def story(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
     record("end", ctx)
 
 
-@worker.capability("chaos.chain", price=3, expected_ms=10)
+@worker.capability("chaos.chain", price=3 * _PRICE, expected_ms=10)
 async def chain(ctx: modelnet.Context, input: Json) -> Json:
     """What another worker answers."""
     record("begin", ctx)

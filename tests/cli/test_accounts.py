@@ -90,6 +90,15 @@ def test_a_limit_holds(modelnet: Run) -> None:
     assert shown(modelnet, "thrifty")["per_day"] is None
 
 
+def test_an_owner_names_who_may_put_up_its_money(modelnet: Run) -> None:
+    assert modelnet("deposits", "mill").stdout == "no worker may put up money of mill\n"
+    allowed = modelnet("deposits", "mill", "grinder", "--most", "500")
+    assert allowed.stdout == "grinder may put up 500 micro-credits of mill for one task\n"
+    listed = json.loads(modelnet("deposits", "mill", "--json").stdout)
+    assert listed == {"account": "mill", "depositors": {"grinder": 500}}
+    assert modelnet("deposits", "mill", "grinder", "--none").stdout == "no worker may put up money of mill\n"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "tells"),
     [
@@ -100,6 +109,10 @@ def test_a_limit_holds(modelnet: Run) -> None:
         (["credit", "t", "9007199254740992"], 2, "more than can be counted"),
         (["credit", "t", "1", "--id", "a b"], 2, "is no id"),
         (["limit", "t"], 2, "--per-hour"),
+        (["deposits", "t", "w"], 2, "--most"),
+        (["deposits", "t", "--most", "5"], 2, "--most"),
+        (["deposits", "t", "w", "--most", "5", "--none"], 2, "--most"),
+        (["deposits", "t", "w.x", "--none"], 2, "is no worker"),
         (["limit", "t", "--none", "--per-day", "1"], 2, "--per-hour"),
     ],
 )
@@ -118,7 +131,7 @@ def test_a_grant_is_not_another(modelnet: Run) -> None:
 
 def test_without_redis_the_commands_say_so(modelnet: Run) -> None:
     away = {"MODELNET_REDIS_URL": "redis://127.0.0.1:1/0"}
-    for args in (["account", "t"], ["accounts"], ["credit", "t", "1"], ["limit", "t", "--none"]):
+    for args in (["account", "t"], ["accounts"], ["credit", "t", "1"], ["limit", "t", "--none"], ["deposits", "t"]):
         done = modelnet(*args, env=away)
         assert done.returncode == 1
         assert "[ledger_away]" in done.stderr

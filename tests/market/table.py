@@ -79,7 +79,8 @@ def awarded(attempt: int, worker: str, *, negotiator: str = "n2", price: int = 1
 
 class Table:
     """Drives one negotiation. `workers` are the candidates, those in `continues` can go on from a text; `settled` is
-    what the directory says of itself. `offers`: prices of standing offers; given, the task is to take one."""
+    what the directory says of itself, `deposits` what they put up. `offers`: prices of standing offers; given, the task
+    is to take one."""
 
     def __init__(
         self,
@@ -92,9 +93,11 @@ class Table:
         continues: str = "",
         charged: bool = False,
         offers: Mapping[str, int] | None = None,
+        deposits: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> None:
         self.now = 100.0
+        self.deposits = dict(deposits or {})
         self.workers = {
             name: Candidate(name, f"owner-of-{name}", CONTRACT, 0.8, "m", name in continues) for name in workers
         }
@@ -163,7 +166,13 @@ class Table:
         """`slow`: it says itself that it cannot be in time."""
         on = auction or self.negotiation.auction or "none"
         reply = Bid(
-            auction=on, worker=worker, price=price, p50_ms=1e6 if slow else 10, p90_ms=2e6 if slow else 20, free=free
+            auction=on,
+            worker=worker,
+            price=price,
+            p50_ms=1e6 if slow else 10,
+            p90_ms=2e6 if slow else 20,
+            free=free,
+            deposit=self.deposits.get(worker, 0),
         )
         known = Candidate(worker, f"owner-of-{worker}", CONTRACT, 0.8) if newcomer else None
         return self.negotiation.on_bid(reply, self.now, known)
@@ -236,6 +245,9 @@ class Table:
     def held(self, refusal: str | None = None) -> list[Command]:
         error = ErrorInfo(code=refusal, message="said the ledger") if refusal else None
         return self.negotiation.on_held(error, self.now)
+
+    def deposit(self, worker: str, *, held: bool = True, auction: str | None = None) -> list[Command]:
+        return self.negotiation.on_deposit(auction or self.negotiation.auction, worker, held, self.now)
 
     def ledger_away(self) -> list[Command]:
         return self.negotiation.on_ledger_away()

@@ -109,11 +109,11 @@ def test_a_lone_worker_that_was_slow_is_believed_and_paid_what_it_asks() -> None
     bid = Bid.model_construct(auction="a", worker="w", price=40, p50_ms=1e3, p90_ms=2e3)
     slow = Offered(bid, "o", 0.8, times_ms=(300e3, 900e3))
     decision = decide("a", "t", terms, [slow], {})
-    assert (decision.rule, [b.worker for b in decision.order]) == ("asked", ["w"])
+    assert (decision.rule(), [b.worker for b in decision.order]) == ("asked", ["w"])
     assert decision.price(decision.order[0], []) == 40
     quick = Offered(bid.model_copy(update={"worker": "v", "price": 90}), "o2", 0.8)
     decision = decide("a", "t", terms, [slow, quick], {})
-    assert (decision.rule, [b.worker for b in decision.order]) == ("second_score", ["v"])
+    assert (decision.rule(), [b.worker for b in decision.order]) == ("second_score", ["v"])
 
 
 def test_what_a_worker_itself_says_is_too_slow_is_not_worth_asking() -> None:

@@ -42,7 +42,8 @@ def test_a_cancel(reach: Callable[[Table], None]) -> None:
     commands = table.cancel()
     assert stopped(commands) == ([("w", 1)] if working else [])
     found = final(commands)
-    assert (found.status, code(found), found.price) == ("cancelled", "cancelled", None)
+    part = 0 if table.state is State.FINISHING and reach is running else None
+    assert (found.status, code(found), found.price) == ("cancelled", "cancelled", part)
     assert one(commands, Write).expected == table.sequence  # on the cancel's own entry
     assert table.cancel() == []
     assert finished(table.stored()).status == "cancelled"

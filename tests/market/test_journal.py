@@ -161,7 +161,7 @@ def test_a_cancel_before_the_final_was_stored_decides() -> None:
     assert written.status == "completed"
     commands = table.refused((1, awarded(1, "w", negotiator=NEGOTIATOR)), (2, CANCEL))
     found = final(commands)
-    assert (found.status, found.output, found.price) == ("cancelled", None, None)
+    assert (found.status, found.output, found.price) == ("cancelled", None, written.price), "its work was done"
     assert one(commands, Write).expected == 2
     assert finished(table.stored()).status == "cancelled"
 

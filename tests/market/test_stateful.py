@@ -159,7 +159,7 @@ class NegotiationMachine(RuleBasedStateMachine):
 
     @initialize(charged=st.booleans())
     def begin(self, charged: bool) -> None:
-        self.table = Table("w", "v", "u", continues="wv", charged=charged)
+        self.table = Table("w", "v", "u", continues="wv", charged=charged, deposits={"w": 50, "u": 9})
         self.funded = not charged
         self._take(self.table.begin())
 
@@ -226,6 +226,10 @@ class NegotiationMachine(RuleBasedStateMachine):
         else:
             self.funded = answer == "held"
             self._take(self.table.held(None if self.funded else answer))
+
+    @rule(worker=workers, held=st.booleans())
+    def deposit_answers(self, worker: str, held: bool) -> None:
+        self._take(self.table.deposit(worker, held=held))
 
     @rule(worker=workers, price=st.integers(1, 2000), newcomer=st.booleans())
     def bid(self, worker: str, price: int, newcomer: bool) -> None:

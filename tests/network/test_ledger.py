@@ -21,6 +21,8 @@ from modelnet.bus import journal, subjects
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
 from modelnet.bus.metering import announce_metering
 from modelnet.bus.replay import last_of
+from modelnet.market import differences
+from modelnet.market.settlement import payment_differences
 from modelnet.messages import Final, Timings, Waiting, new_id
 from modelnet.processes import ChildProcess
 from modelnet.store.ledger import Ledger
@@ -175,6 +177,110 @@ async def test_what_does_not_complete_costs_nothing(network: Network, ledger: Le
     await until_released(ledger, tenant)
     assert (await ledger.account(tenant)).balance == 5_000
     await network.stop(worker)
+
+
+async def test_a_cancelled_attempt_is_paid_its_part(network: Network, ledger: Ledger, store: Store) -> None:
+    worker = await network.ledger_worker()
+    begun = asyncio.Event()
+    potter = network.worker("potter", owner="pottery")
+
+    @potter.capability("throw", price=400, estimate=lambda features: (2_000.0, 4_000.0))
+    async def throw(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        await asyncio.sleep(PATIENCE_S)
+        return {}
+
+    await network.join(potter)
+    tenant = await open_account(network, ledger, 5_000)
+    task = await network.client.submit("throw", {}, tenant=tenant)
+    await until(begun)
+    await asyncio.sleep(0.3)
+    await task.cancel()
+    final = await final_of(task)
+    assert (final.status, final.owner) == ("cancelled", "pottery")
+    assert final.price is not None
+    assert 400 * 0.3 / 2.0 <= final.price < 400
+    assert await settled(store, tenant) == [task.id]
+    assert (await ledger.account(tenant)).balance == 5_000 - final.price
+    assert (await ledger.account("pottery")).balance == final.price
+    await network.stop(potter)
+    await network.stop(worker)
+
+
+async def staked_worker(network: Network, ledger: Ledger, name: str, *, allowed: int) -> modelnet.Worker:
+    """A newcomer that puts up 400 of its owner's 1,000, as far as it may, and answers what it is told to."""
+    owner = f"{name}-owner"
+    await ledger.grant(owner, 1_000, "first")
+    await ledger.allow_deposits(owner, name, allowed)
+    worker = network.worker(name, owner=owner)
+
+    @worker.capability(name, price=100, deposit=400)
+    async def answer(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+        if input["fail"]:
+            raise modelnet.Reject("a bad day", code="worker_error", retryable=True)
+        return {}
+
+    await network.join(worker)
+    return worker
+
+
+async def test_a_newcomers_deposit_is_held_and_its_good_answer_paid_by_its_worth(
+    network: Network, ledger: Ledger, store: Store
+) -> None:
+    settler = await network.ledger_worker()
+    worker = await staked_worker(network, ledger, "apprentice", allowed=400)
+    tenant = await open_account(network, ledger, 5_000)
+    task = await network.client.submit("apprentice", {"fail": False}, tenant=tenant)
+    final = await final_of(task)
+    (settlement,) = final.settlements
+    assert (settlement.deposit, settlement.passed, settlement.owner) == (400, True, "apprentice-owner")
+    assert final.price == settlement.price > 0
+    assert await settled(store, tenant) == [task.id]
+    account = await ledger.account("apprentice-owner")
+    assert (account.balance, account.held) == (1_000 + final.price, 0)
+    ((_, transcript),) = await network.client.transcripts(task.id, tenant=tenant)
+    assert (transcript.rule, transcript.deposit) == ("settled", 400)
+    assert differences(transcript) == payment_differences(transcript, final) == []
+    await network.stop(worker)
+    await network.stop(settler)
+
+
+async def test_a_newcomer_that_fails_pays_the_tenant_out_of_its_deposit(
+    network: Network, ledger: Ledger, store: Store
+) -> None:
+    settler = await network.ledger_worker()
+    worker = await staked_worker(network, ledger, "bungler", allowed=400)
+    tenant = await open_account(network, ledger, 5_000)
+    # A second is worth 1,000 to this tenant: the milliseconds of the failed attempt are its loss.
+    task = await network.client.submit("bungler", {"fail": True}, tenant=tenant, value_of_time=1_000.0)
+    final = await final_of(task)
+    assert final.status == "failed"
+    (settlement,) = final.settlements
+    assert -400 <= settlement.price < 0
+    await until_released(ledger, tenant)
+    assert (await ledger.account(tenant)).balance == 5_000 - settlement.price
+    account = await ledger.account("bungler-owner")
+    assert (account.balance, account.held) == (1_000 + settlement.price, 0)
+    await network.stop(worker)
+    await network.stop(settler)
+
+
+async def test_an_owner_that_did_not_allow_a_deposit_loses_nothing(
+    network: Network, ledger: Ledger, store: Store
+) -> None:
+    settler = await network.ledger_worker()
+    worker = await staked_worker(network, ledger, "upstart", allowed=399)
+    tenant = await open_account(network, ledger, 5_000)
+    task = await network.client.submit("upstart", {"fail": False}, tenant=tenant)
+    final = await final_of(task)
+    assert (final.status, final.settlements) == ("completed", ())
+    ((_, transcript),) = await network.client.transcripts(task.id, tenant=tenant)
+    assert (transcript.rule, transcript.deposit, transcript.bids[0].deposit) == ("second_score", 0, 400)
+    assert await settled(store, tenant) == [task.id]
+    free = await final_of(await network.client.submit("upstart", {"fail": False}, tenant="nobody"))
+    assert (free.status, free.settlements) == ("completed", ())
+    await network.stop(worker)
+    await network.stop(settler)
 
 
 async def test_without_funds_a_task_fails_at_once_and_says_what_to_do(network: Network, ledger: Ledger) -> None:

@@ -63,6 +63,9 @@ class History:
         found = Counter[str](adopted=sum(shell.adopted for shell in self.shells)) + self.queued
         for worker in self.workers.values():
             found.update(worker.given_up, queued=worker.queued)
+        settled = [one for final in self.ends() for one in final.settlements]
+        found.update(settled=len(settled), lost_deposit=sum(one.price < 0 for one in settled))
+        found.update("paid a part" for final in self.ends() if final.status == "cancelled" and final.price is not None)
         for journal in self.world.journal.values():
             awards = [entry for _, entry in journal if isinstance(entry, Awarded)]
             found.update("continued" if award.from_number else "reset" for award in awards[1:])

@@ -107,9 +107,10 @@ class SimulatedWorker(Party):
             auction=auction,
             worker=self.name,
             price=self.world.random.randint(1, 50),
-            p50_ms=100,
-            p90_ms=200,
+            p50_ms=3000,
+            p90_ms=6000,
             free=max(self.slots.free, 1),
+            deposit=self.world.random.choice([0, 0, 100, 700]),
         )
         if (reason := self.slots.refusal()) is not None:
             reply = Refusal(auction=auction, worker=self.name, reason=reason)
@@ -124,6 +125,8 @@ class SimulatedWorker(Party):
         self._obey(orders)
         key = Key(award.tenant, award.task, award.attempt)
         self.queued += reason is None and key not in self._begun
+        if reason is None:
+            self.world.taken.add((award.task, self.name, award.attempt))
         reply = self._answer(reason)
         self.world.send(shell, lambda: shell.on_award_reply(award.task, award.attempt, reply))
 
@@ -405,6 +408,10 @@ class Shell(Party):
                         world.send(bidder, partial(bidder.ask, self, task, request.auction))
                 case cmd.HoldFunds(amount):
                     self._hold_funds(task, held, amount)
+                case cmd.HoldDeposit():
+                    self._hold_deposit(task, held, command)
+                case cmd.Record(transcript):
+                    world.transcripts.append(transcript)
                 case cmd.StartTimer(timer, key, delay_s):
                     world.at(delay_s, partial(self.reach, partial(self._ring, task, timer, key)))
                 case cmd.CancelWork(worker, attempt, auction):
@@ -483,6 +490,25 @@ class Shell(Party):
 
         world.send(None, arrive)
         world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(lambda n: n.on_ledger_away())))
+
+    def _hold_deposit(self, task: str, held: _Held, asked: cmd.HoldDeposit) -> None:
+        """As `_hold_funds`; no answer counts as no."""
+        world, answered = self.world, False
+
+        def answer(there: bool) -> None:
+            nonlocal answered
+            if not answered and self.held.get(task) is held:
+                answered = True
+                self._hear(task, lambda n: n.on_deposit(asked.auction, asked.worker, there, world.now))
+
+        def arrive() -> None:
+            assert world.books is not None
+            if world.now >= world.books.away_until_s:
+                there = world.books.deposit(task, asked.auction, asked.worker, asked.amount)
+                world.send(self, lambda: answer(there))
+
+        world.send(None, arrive)
+        world.at(LEDGER_TIMEOUT_S, lambda: self.reach(lambda: answer(False)))
 
     def _write(self, task: str, held: _Held, entry: Awarded | Planned | Waiting | Final, expected: int) -> None:
         world = self.world

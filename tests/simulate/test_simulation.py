@@ -33,7 +33,8 @@ def test_the_faults_reach_every_kind_of_end() -> None:
         events.update(history.kinds())
     wanted = {"completed", "failed", "expired", "cancelled", "worker_error", "worker_lost", "poison", "no_funds"}
     assert wanted <= set(ends), ends
-    assert min(events[kind] for kind in ("adopted", "continued", "reset", "queued", "leaving")) > 5, events
+    kinds = ("adopted", "continued", "reset", "queued", "leaving", "paid a part", "settled", "lost_deposit")
+    assert min(events[kind] for kind in kinds) > 5, events
 
 
 def test_a_seed_is_a_history() -> None:

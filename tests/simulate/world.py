@@ -11,6 +11,9 @@ import random
 from collections.abc import Callable
 from itertools import count
 
+from modelnet.market import differences
+from modelnet.market.scoring import part_payment
+from modelnet.market.settlement import payment_differences
 from modelnet.messages import (
     Awarded,
     CancelAsked,
@@ -20,6 +23,7 @@ from modelnet.messages import (
     JournalEntry,
     Output,
     Task,
+    Transcript,
 )
 from modelnet.reader import Reader, StreamEvent
 from tests.simulate.books import Books
@@ -72,6 +76,9 @@ class World:
         self.journal: dict[str, list[tuple[int, JournalEntry]]] = {}
         self.results: dict[tuple[str, str, int], list[Event]] = {}
         """By task, worker and attempt."""
+        self.taken: set[tuple[str, str, int]] = set()
+        """Attempts that a worker confirmed: task, worker and number."""
+        self.transcripts: list[Transcript] = []
         self._readers: dict[str, tuple[Reader, list[StreamEvent]]] = {}
         self._read: dict[str, int] = {}
         """How much of the journal each task's reader has."""
@@ -193,15 +200,43 @@ class World:
         assert attempts == sorted(set(attempts)), "an attempt was given twice"
         (final,) = finals
         asked = any(isinstance(entry, CancelAsked) for entry in entries)
+        for one in final.settlements:
+            award = next(award for award in awards if award.attempt == one.attempt)
+            assert (award.worker, award.auction, award.deposit) == (one.worker, one.auction, one.deposit)
+            assert (task, one.worker, one.attempt) in self.taken
+            assert -one.deposit <= one.price <= one.most == award.price
+            assert not one.passed or final.attempt == one.attempt, "two answers were accepted"
+        assert len({one.attempt for one in final.settlements}) == len(final.settlements)
+        for transcript in self.transcripts:
+            if transcript.task == task:
+                assert differences(transcript) == []
+                assert payment_differences(transcript, final) == []
         assert (final.status == "cancelled") == asked, "cancelled if and only if that was asked before the end"
         assert self.hangs or final.status != "expired", "somebody lived who could have answered, and there was time"
+        if final.price is not None and final.status != "completed":
+            self._check_part(final, awards[-1])
         if final.status == "completed":
             last = awards[-1]
-            assert (final.worker, final.attempt, final.price) == (last.worker, last.attempt, last.price)
+            assert (final.worker, final.attempt, final.auction) == (last.worker, last.attempt, last.auction)
+            assert final.price == last.price or last.deposit
             assert final.output == {"text": "".join(WORDS)}, "a wrong answer was accepted"
             stored = [event for event in self.results[task, last.worker, last.attempt] if event.auction == last.auction]
             numbers = [event.number for event in stored if isinstance(event, Output)]
             assert numbers == [(final.number or 0) - 1], "the answer that was accepted is not stored"
+
+    def _check_part(self, final: Final, last: Awarded) -> None:
+        """A cancelled attempt is paid for what it ran as far as is known, if it was taken, and no other."""
+        assert final.status == "cancelled", f"{final.task} is {final.status} and costs {final.price}"
+        assert (final.worker, final.attempt) == (last.worker, last.attempt)
+        assert (final.task, last.worker, last.attempt) in self.taken, "paid for work that nobody took"
+        assert last.median_ms is not None
+        ordinary = max(last.price - last.deposit, 0)
+        part = part_payment(ordinary, run_ms=final.timings.running_ms, median_ms=last.median_ms)
+        stored = self.results.get((final.task, last.worker, last.attempt), ())
+        answered = any(isinstance(event, Output) and event.auction == last.auction for event in stored)
+        settled = [one.price for one in final.settlements if one.attempt == last.attempt]
+        whole = settled or [last.price]
+        assert final.price == part or (answered and [final.price] == whole), f"{final.price} instead of {part}"
 
     def _check_stream(self, task: str, reader: Reader, shown: list[StreamEvent]) -> None:
         assert reader.done, f"the stream does not end: {reader.position}, {reader.attempt}"

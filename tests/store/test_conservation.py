@@ -25,8 +25,11 @@ from modelnet.store.ledger import Ledger, Window
 # Few, so that what is asked often concerns the same.
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
-tasks = st.sampled_from(["k0", "k1"])
+TASKS = ("k0", "k1")
+tasks = st.sampled_from(TASKS)
+workers = st.sampled_from(["v", "w"])
 amounts = st.integers(0, 400)
+deposits = st.integers(0, 100)
 
 Call = Callable[[Ledger], Awaitable[Any]]
 
@@ -79,6 +82,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.kills = 0
         self.most = Counter[tuple[str, str]]()
         """The largest hold that was asked for each task."""
+        self.put_up = defaultdict[tuple[str, str, str], dict[str, int]](dict)
+        """By tenant, task and owner, the largest deposit that each worker asked for."""
 
     @initialize(credits=st.integers(0, 1_000))
     def begin(self, credits: int) -> None:
@@ -86,6 +91,9 @@ class LedgerMachine(RuleBasedStateMachine):
             async with Redis.from_url(servers.redis.url) as redis:
                 await redis.flushall()
             await self.client.grant("a", credits, "first")
+            await self.client.grant("b", 60, "first")
+            for owner in NAMES:
+                await self.client.allow_deposits(owner, "w", 300)
 
         servers.loop.run(flush())
 
@@ -110,9 +118,34 @@ class LedgerMachine(RuleBasedStateMachine):
         self.most[tenant, task] = max(self.most[tenant, task], amount)
         return self.ask(lambda ledger: ledger.hold(tenant, task, amount, deadline_s=30))
 
-    @rule(target=asked, tenant=names, task=tasks, owner=names, price=amounts)
-    def settle(self, tenant: str, task: str, owner: str, price: int) -> Call:
-        return self.ask(lambda ledger: ledger.settle(tenant, task, owner, price))
+    @rule(target=asked, tenant=names, task=tasks, owner=names, worker=workers, amount=deposits)
+    def deposit(self, tenant: str, task: str, owner: str, worker: str, amount: int) -> Call:
+        put_up = self.put_up[tenant, task, owner]
+        put_up[worker] = max(put_up.get(worker, 0), amount)
+        return self.ask(lambda ledger: ledger.deposit(tenant, task, amount, auction="a1", worker=worker, owner=owner))
+
+    @rule(task=tasks, amount=deposits, worker=workers)
+    def trial(self, task: str, amount: int, worker: str) -> None:
+        """A hold and deposits behind it, as an auction has it."""
+        self.most["a", task] = max(self.most["a", task], amount)
+        self.ask(lambda ledger: ledger.hold("a", task, amount, deadline_s=30))
+        for owner in NAMES:
+            self.deposit("a", task, owner, worker, amount)
+
+    @rule(target=asked, owner=names, worker=workers, most=st.none() | amounts)
+    def allow_deposits(self, owner: str, worker: str, most: int | None) -> Call:
+        return self.ask(lambda ledger: ledger.allow_deposits(owner, worker, most))
+
+    @rule(
+        target=asked,
+        tenant=names,
+        task=tasks,
+        owner=names,
+        price=amounts,
+        lost=st.dictionaries(st.tuples(st.just("a1"), workers), amounts),
+    )
+    def settle(self, tenant: str, task: str, owner: str, price: int, lost: dict[tuple[str, str], int]) -> Call:
+        return self.ask(lambda ledger: ledger.settle(tenant, task, owner, price, lost))
 
     @rule(target=asked, tenant=names, task=tasks)
     def release(self, tenant: str, task: str) -> Call:
@@ -186,6 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert books.imbalance == 0
         paid = dict[tuple[str, str], int]()
         earned = dict[tuple[str, str], int]()
+        forfeited, compensated = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
         granted = defaultdict[str, set[str]](set)
         for account in books.accounts:
             assert account.balance >= 0, "an overdraft"
@@ -200,13 +234,40 @@ class LedgerMachine(RuleBasedStateMachine):
                 elif entry.kind == "earning":
                     assert (entry.other, entry.task) not in earned, "paid out twice"
                     earned[entry.other, entry.task] = entry.amount
+                elif entry.kind == "forfeit":
+                    forfeited[entry.other, entry.task, account.name] -= entry.amount
+                elif entry.kind == "compensation":
+                    compensated[account.name, entry.task, entry.other] += entry.amount
                 elif entry.kind in ("grant", "withdrawal"):
                     assert entry.other not in granted[account.name], "granted twice"
                     granted[account.name].add(entry.other)
             assert running == account.balance + account.held, "the statement explains the balance"
         assert paid == earned
+        assert forfeited == compensated
+        for (tenant, task, owner), sum_lost in forfeited.items():
+            assert sum_lost <= sum(self.put_up[tenant, task, owner].values()), "more lost than was put up"
         for tenant, task in paid:
-            assert task not in {hold.task for hold in await self.client.holds(tenant)}
+            open_tasks = {(hold.tenant or tenant, hold.task) for hold in await self.client.holds(tenant)}
+            assert (tenant, task) not in open_tasks
+
+        await self._check_spending()
+
+    async def _check_spending(self) -> None:
+        """What limits are compared with: held in the window, or paid out of what was held in it; nothing else."""
+        async with Redis.from_url(servers.redis.url, decode_responses=True, protocol=2) as redis:
+            for tenant in NAMES:
+                ended: list[Any] = [
+                    await redis.hmget(f"modelnet:{{ledger}}:hold:{tenant}:{task}", "state", "amount", "paid", "taken")
+                    for task in TASKS
+                ]
+                for limit in (await self.client.account(tenant)).limits:
+                    window_s = {"hour": 3_600, "day": 86_400}[limit.window]
+                    spent = sum(
+                        int(amount if state == "held" else paid)
+                        for state, amount, paid, taken in ended
+                        if taken is not None and int(taken) // 1000 // window_s == int(self.now) // window_s
+                    )
+                    assert limit.spent == spent, f"{tenant} has spent {spent} in this {limit.window}"
 
     def teardown(self) -> None:
         """Every hold ends, and all is where it belongs."""
@@ -214,9 +275,10 @@ class LedgerMachine(RuleBasedStateMachine):
         async def end() -> None:
             for name in NAMES:
                 for hold in await self.client.holds(name):
-                    await self.client.release(name, hold.task)
+                    await self.client.release(hold.tenant or name, hold.task)
             books = await self.client.books()
             assert sum(account.balance for account in books.accounts) == books.minted
+            assert not any(account.held or account.holds for account in books.accounts)
             await self.client.close()
 
         servers.loop.run(end())

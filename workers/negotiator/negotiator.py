@@ -80,6 +80,8 @@ STOP_ROUNDS = 10
 TYPICAL_S = 1.0
 """What a task takes, where that is not known."""
 
+_UNDECIDED = (State.AUCTIONING, State.DEPOSITING, State.AWARDING)
+
 
 class Negotiator:
     """One participant of the network."""
@@ -425,6 +427,12 @@ class Negotiator:
         if self._hand.holds(held):
             await self._run(held, commands())
 
+    async def _hold_deposit(self, held: Held, asked: cmd.HoldDeposit) -> None:
+        there = await self._till.deposit(held.task, asked)
+        if self._hand.holds(held):
+            now = time.monotonic()
+            await self._run(held, held.negotiation.on_deposit(asked.auction, asked.worker, there, now))
+
     # ------------------------------------------------------------------ of parts
 
     async def _on_part(self, held: Held, number: int, what: Awarded | Final | ErrorInfo) -> None:
@@ -596,6 +604,8 @@ class Negotiator:
                         await self._nc.publish(subject, body, reply=reply)
                 case cmd.HoldFunds(amount, deadline_s):
                     self._spawn(self._hold_funds(held, amount, deadline_s))
+                case cmd.HoldDeposit():
+                    self._spawn(self._hold_deposit(held, command))
                 case cmd.StartTimer(timer, key, delay_s):
                     self._start_timer(held, timer, key, delay_s)
                 case cmd.Record(transcript):
@@ -633,7 +643,7 @@ class Negotiator:
                     self._receipts.drop_award(held)
                     await self._reception.abandon(held)
                     log.info("task_abandoned", task=task.id)
-        if held.called_for and held.undertaking.state not in (State.AUCTIONING, State.AWARDING):
+        if held.called_for and held.undertaking.state not in _UNDECIDED:
             await self._decided(held)
 
     async def _bury(self, held: Held, reason: str) -> None:

@@ -11,6 +11,7 @@ from nats.aio.client import Client
 
 from modelnet.bus.metering import MeteredTenants
 from modelnet.errors import ModelnetError
+from modelnet.market.commands import HoldDeposit
 from modelnet.messages import ErrorInfo, Task
 from modelnet.settings import Settings
 
@@ -77,3 +78,24 @@ class Till:
             log.info("ledger_back")
         self._away = False
         return refusal
+
+    async def deposit(self, task: Task, asked: HoldDeposit) -> bool:
+        """Set what a worker's owner puts up aside; whether it is held. An answer that is lost counts as no: what is
+        held all the same goes back when the task ends."""
+        try:
+            ledger = self._ledger or await self._connect()
+            async with asyncio.timeout(LEDGER_TIMEOUT_S):
+                said = await ledger.deposit(
+                    task.tenant,
+                    task.id,
+                    asked.amount,
+                    auction=asked.auction,
+                    worker=asked.worker,
+                    owner=asked.owner,
+                )
+        except (ModelnetError, TimeoutError) as error:
+            log.warning("deposit_unanswered", task=task.id, worker=asked.worker, error=str(error))
+            return False
+        if said != "held":
+            log.info("deposit_refused", task=task.id, worker=asked.worker, owner=asked.owner, reason=said)
+        return said == "held"
