@@ -22,7 +22,7 @@ WORKERS, TASKS = 40, 30
 
 async def test_forty_workers_are_not_all_asked(network: Network) -> None:
     together = asyncio.Barrier(WORKERS)
-    workers = [network.worker(f"many-{n}", slots=1) for n in range(WORKERS)]
+    workers = [network.worker(f"many-{n}", slots=1, backlog=0) for n in range(WORKERS)]
     for n, worker in enumerate(workers):
 
         @worker.capability("many.work", price=10 * n)
