@@ -11,7 +11,7 @@ from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Offer, Task
 from .calibration import load_class
 from .claims import Claims
 from .exploration import BOUND_ASKED
-from .records import TrackRecords
+from .records import TrackRecord, TrackRecords
 from .shortlist import Shortlist, standing_worth
 
 __all__ = ["Candidate", "Directory", "Invited"]
@@ -69,6 +69,9 @@ class _Entry:
     offers: dict[str, tuple[float, Offer]] = field(default_factory=dict)
     """By pattern of its card: its last standing offer, and when that came."""
 
+    estimated: dict[str, tuple[TrackRecord, float, int, Candidate]] = field(default_factory=dict)
+    """By capability: the worker as a candidate, and the record, the beat and the load that this follows from."""
+
     @property
     def idle(self) -> int:
         """Free slots."""
@@ -86,6 +89,7 @@ class _Entry:
         except KeyError:
             if len(self.offered) >= _REMEMBERED:
                 self.offered.clear()
+                self.estimated.clear()
             found = [c for c in self.card.capabilities if matches(c.pattern, capability)]
             best = max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)
             self.offered[capability] = best
@@ -299,11 +303,18 @@ class Directory:
                 return None
         if not accepts(offered.contract):
             return None
-        # What is known decays over days: as of the last beat is as of now.
-        known = self._records.quality(worker, task.capability, offered.quality, entry.seen)
-        return Candidate(
+        return self._estimated(entry, task.capability, offered)
+
+    def _estimated(self, entry: _Entry, capability: str, offered: CapabilityCard) -> Candidate:
+        """The worker with what is known of its quality. That decays over days: as of the last beat is as of now."""
+        worker, record = entry.card.worker, self._records.of(entry.card.worker, capability)
+        had = entry.estimated.get(capability)
+        if had is not None and had[0] is record and had[1:3] == (entry.seen, entry.in_hand):
+            return had[3]
+        known = record.reputation.estimate(offered.quality, entry.seen)
+        candidate = Candidate(
             worker,
-            card.owner,
+            entry.card.owner,
             offered.contract,
             known.quality,
             offered.model,
@@ -312,6 +323,8 @@ class Directory:
             known.cases,
             load_class(entry.in_hand),
         )
+        entry.estimated[capability] = record, entry.seen, entry.in_hand, candidate
+        return candidate
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""
