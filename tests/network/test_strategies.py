@@ -106,7 +106,7 @@ async def test_an_offer_that_is_refused_falls_to_the_next(network: Network) -> N
             await gate.wait()
         return {"text": "quick"}
 
-    await worker(network, "full", "spot.full", wait, price=1, slots=1)
+    await worker(network, "full", "spot.full", wait, price=1, slots=1, backlog=0)
     await worker(network, "free", "spot.full", says("other"), price=9, slots=4)
     await offered(network, "spot.full", 2)
     first = await network.client.submit("spot.full", {"wait": True}, strategy="spot")
