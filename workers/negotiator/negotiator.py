@@ -287,6 +287,8 @@ class Negotiator:
                 return Plan(entry.strategy, entry.why, entry.width, entry.workers)
             if isinstance(entry, Awarded):
                 return Plan("auction", "auction: another negotiator has begun so")
+        if task.strategy.kind == "spot":  # nothing to choose: the offers are looked at when it begins
+            return Plan("spot", "spot: asked for")
         candidates = self._directory.candidates(task, frozenset(), accepts)
         offers = self._directory.standing(task, candidates, time.monotonic())
         return choose(task, View(candidates, offers, *self._directory.free(task.capability)))
