@@ -109,6 +109,7 @@ def recompute(transcript: Transcript) -> Decision:
                 price=bid.price,
                 p50_ms=bid.p50_ms,
                 p90_ms=bid.p90_ms,
+                wait_ms=bid.wait_ms,
                 deposit=bid.deposit,
             ),
             bid.owner,

@@ -64,7 +64,7 @@ from .journal_writer import Entry
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
-from .scoring import Terms, part_payment
+from .scoring import Terms, median_run_ms, part_payment
 from .settlement import settle
 from .strategy import Plan
 from .undertaking import Journal, State, Status, Undertaking
@@ -121,7 +121,7 @@ class _Attempt:
     expected_ms: float | None = None
     """That median as corrected by what was known of its worker then."""
     median_ms: float | None = None
-    """The larger of the two: what a part of its price is reckoned by."""
+    """How long its work was expected to run: what a part of its price is reckoned by."""
     wait_s: float = 0.0
     """How long it was expected to wait for a slot."""
     began_at: float | None = None
@@ -456,12 +456,11 @@ class Negotiation(Undertaking):
             usual_price=self._auction.usual_price(winner.worker),
             load=winner.load,
             expected_ms=bid.expected_p50_ms or bid.p50_ms,
+            median_ms=median_run_ms(bid),
+            wait_s=min(bid.wait_ms, bid.p50_ms) / 1e3,
             deposit=deposit,
             second_score=second_score,
         )
-        wait_ms = min(self._auction.bids[winner.worker].wait_ms, bid.p50_ms)
-        attempt.wait_s = wait_ms / 1e3
-        attempt.median_ms = max(bid.p50_ms, bid.expected_p50_ms) - wait_ms
         self.state = State.AWARDING
         entry = Awarded.model_construct(
             task=task.id,

@@ -33,6 +33,7 @@ __all__ = [
     "believable",
     "chance_and_time_s",
     "contested",
+    "median_run_ms",
     "most_settled",
     "part_payment",
     "payment",
@@ -159,6 +160,7 @@ def score(terms: Terms, offered: Offered) -> ScoredBid:
             "quality": offered.quality,
             "mean_quality": mean,
             "cases": offered.cases,
+            "wait_ms": bid.wait_ms,
             "deposit": bid.deposit,
             "value": value,
             "score": total,
@@ -242,14 +244,19 @@ def most_settled(
     return min(ordinary + deposit, max(ordinary, _reserve(terms, winner, rest, reference_price)))
 
 
+def median_run_ms(bid: ScoredBid) -> float:
+    """How long the work of a bid was expected to run, once it had a slot: the larger of the median claimed and the
+    corrected one, since one that was understated would pay a stopped attempt too soon."""
+    return max(bid.p50_ms, bid.expected_p50_ms) - min(bid.wait_ms, bid.p50_ms)
+
+
 def part_payment(price: int, *, run_ms: float, median_ms: float) -> int:
     """What an attempt is paid that was stopped, through no fault of its own, after running for `run_ms`.
 
         part = ⌊price · min(1, run / median)⌋
 
     Its share of the work as far as time can tell. So nobody takes most of an answer for nothing by a cancel near its
-    end, and who is stopped because another was first has not worked unpaid. A median that was understated pays too
-    soon, so the one to hand in is the larger of the claimed and the corrected.
+    end, and who is stopped because another was first has not worked unpaid. The median is `median_run_ms`.
     """
     share = min(max(run_ms, 0.0) / median_ms, 1.0) if median_ms > 0 else 1.0
     return min(math.floor(price * share), price)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelnet.messages import Final, ScoredBid, Settlement, Transcript
 
 from .decision import Decision, recompute
-from .scoring import Terms, part_payment, settled_payment
+from .scoring import Terms, median_run_ms, part_payment, settled_payment
 
 __all__ = ["payment_differences", "settle"]
 
@@ -55,8 +55,8 @@ def payment_differences(transcript: Transcript, final: Final) -> list[str]:
     allowed = {paid}
     if final.status == "cancelled" and transcript.price is not None:
         bid = next(bid for bid in transcript.bids if bid.worker == transcript.winner)
-        whole, median_ms = transcript.price - transcript.deposit, max(bid.p50_ms, bid.expected_p50_ms)
-        part = part_payment(max(whole, 0), run_ms=final.timings.running_ms, median_ms=median_ms)
+        whole, run_ms = max(transcript.price - transcript.deposit, 0), final.timings.running_ms
+        part = part_payment(whole, run_ms=run_ms, median_ms=median_run_ms(bid))
         allowed = {part} if settled is None and transcript.rule == "settled" else {part, paid}
     if final.price not in allowed:
         said = " or ".join(str(price) for price in sorted(allowed, key=str))

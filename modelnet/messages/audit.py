@@ -30,6 +30,7 @@ class ScoredBid(Part):
         default=None, ge=0, le=1, description="Mean of that estimate; null: the bound is all that is known."
     )
     cases: float = Field(default=0.0, ge=0, description="Verified outcomes behind the estimate, decayed.")
+    wait_ms: float = Field(default=0.0, ge=0, description="What of the claimed times is the expected wait for a slot.")
     deposit: Micro = Field(default=0, description="What the bid offers to put up.")
     value: float = Field(description="V: what the answer is worth before its price.")
     score: float = Field(description="S = V - price.")

@@ -109,6 +109,7 @@ class SimulatedWorker(Party):
             price=self.world.random.randint(1, 50),
             p50_ms=3000,
             p90_ms=6000,
+            wait_ms=self.world.random.choice([0, 0, 500, 2900]),
             free=max(self.slots.free, 1),
             deposit=self.world.random.choice([0, 0, 100, 700]),
         )

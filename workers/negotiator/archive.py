@@ -116,11 +116,14 @@ class Archive:
     # ------------------------------------------------------------------ the book
 
     async def _write(self) -> None:
-        while self._pending:
+        due = iter(list(self._pending))  # what comes meanwhile goes with the next tick's
+        while numbers := list(islice(due, AT_ONCE)):
             book = await self._open()
             from modelnet.store.reputation import Noted
 
-            batch, ahead_s = dict(islice(self._pending.items(), AT_ONCE)), self._offset()
+            # The oldest may have been forgotten since.
+            batch = {number: self._pending[number] for number in numbers if number in self._pending}
+            ahead_s = self._offset()
             known = await book.learn(Noted(outcome, at + ahead_s) for outcome, at in batch.values())
             for number in batch:
                 self._pending.pop(number, None)
