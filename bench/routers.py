@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ CAPABILITY = "text.generate"
 _P90 = math.exp(1.2815515655446004 * NOISE)
 
 
-class Push:
+class Push(ABC):
     """A router that sends each task on at once; it queues at the worker. Pays what the work costs."""
 
     name = ""
@@ -41,12 +42,13 @@ class Push:
         work = self.choose(job, able)
         return work.number, work.price(job)
 
+    @abstractmethod
     def choose(self, job: Job, able: list[Work]) -> Work:
         """One of them."""
-        raise NotImplementedError
 
     def learn(self, job: Job, worker: int, how: How, run_s: float, at: float) -> None:
         """Nothing is learned."""
+        return
 
     def least(self, able: list[Work], costs: list[float]) -> Work:
         """The one of least cost; among equals, any."""

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.client import Client
-from tests.network.stage import Network, fast
+from tests.network.stage import Network, Store, fast
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -27,3 +28,12 @@ async def network(bare_network: Network) -> Network:
 async def client(network: Network) -> Client:
     """The module's client."""
     return network.client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
+    """A Redis of the module's own."""
+    store = Store(tmp_path_factory.mktemp("redis"))
+    await store.start()
+    yield store
+    await store.kill()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Self
 
 from faststream import FastStream
@@ -13,6 +16,7 @@ from nats.aio.msg import Msg
 
 import modelnet
 from modelnet.bus.connection import connect
+from modelnet.bus.embedded import EmbeddedRedis
 from modelnet.client import Client, TaskHandle
 from modelnet.reader import StreamEvent
 from modelnet.settings import Settings
@@ -20,7 +24,7 @@ from workers import ledger
 from workers.ledger import LedgerWorker
 from workers.negotiator import Negotiator, make_app
 
-__all__ = ["Ear", "Network", "fast", "until"]
+__all__ = ["Ear", "Network", "Store", "fast", "until"]
 
 PATIENCE_S = 20.0
 """Longest wait for anything; a test that meets it has failed."""
@@ -141,6 +145,30 @@ class Network:
     def worker(self, name: str, **options: Any) -> modelnet.Worker:
         """A worker of this network that has not joined yet."""
         return modelnet.Worker(name, config=self.config, **options)
+
+
+class Store:
+    """A Redis that goes and comes back, on its port and with its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server = EmbeddedRedis(folder)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self._server.url
+
+    async def start(self) -> None:
+        """Start it, or again."""
+        self._server = EmbeddedRedis(self._folder, port=self._server.port)
+        await self._server.start()
+
+    async def kill(self) -> None:
+        """Kill -9; it stays away."""
+        assert self._server.pid is not None
+        os.kill(self._server.pid, signal.SIGKILL)
+        await self._server.stop()
 
 
 class _Connection:

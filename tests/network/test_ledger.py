@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -18,50 +16,20 @@ from redis.asyncio import Redis
 
 import modelnet
 from modelnet.bus import journal, subjects
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+from modelnet.bus.embedded import EmbeddedNats
 from modelnet.bus.metering import announce_metering
 from modelnet.bus.replay import last_of
 from modelnet.market import differences
+from modelnet.market.scoring import part_payment
 from modelnet.market.settlement import payment_differences
 from modelnet.messages import Final, Timings, Waiting, new_id
 from modelnet.processes import ChildProcess
 from modelnet.store.ledger import Ledger
-from tests.network.stage import PATIENCE_S, Network, fast, until
+from tests.network.stage import PATIENCE_S, Network, Store, fast, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PRICE = 30
-
-
-class Store:
-    """A Redis that goes and comes back, on its port and with its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._server = EmbeddedRedis(folder)
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    async def start(self) -> None:
-        """Start it, or again."""
-        self._server = EmbeddedRedis(self._folder, port=self._server.port)
-        await self._server.start()
-
-    async def kill(self) -> None:
-        """Kill -9; it stays away."""
-        assert self._server.pid is not None
-        os.kill(self._server.pid, signal.SIGKILL)
-        await self._server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
-    store = Store(tmp_path_factory.mktemp("redis"))
-    await store.start()
-    yield store
-    await store.kill()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -193,13 +161,18 @@ async def test_a_cancelled_attempt_is_paid_its_part(network: Network, ledger: Le
     await network.join(potter)
     tenant = await open_account(network, ledger, 5_000)
     task = await network.client.submit("throw", {}, tenant=tenant)
-    await until(begun)
-    await asyncio.sleep(0.3)
+    async with network.ear("beat.potter") as beats:
+        await until(begun)
+        await beats.next()  # some of the work is done
     await task.cancel()
     final = await final_of(task)
     assert (final.status, final.owner) == ("cancelled", "pottery")
     assert final.price is not None
-    assert 400 * 0.3 / 2.0 <= final.price < 400
+    ((_, transcript),) = await network.client.transcripts(task.id, tenant=tenant)
+    assert transcript.price is not None
+    part = part_payment(transcript.price, run_ms=final.timings.running_ms, median_ms=2_000.0)
+    assert 0 < final.price == part < transcript.price
+    assert payment_differences(transcript, final) == []
     assert await settled(store, tenant) == [task.id]
     assert (await ledger.account(tenant)).balance == 5_000 - final.price
     assert (await ledger.account("pottery")).balance == final.price

@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-import pytest_asyncio
 from nats.aio.msg import Msg
 from redis.asyncio import Redis
 
 import modelnet
 from modelnet.bus import subjects
 from modelnet.bus.clock import ServerClock
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
-from modelnet.market import Outcome, TrackRecords
+from modelnet.bus.embedded import EmbeddedNats
+from modelnet.market import Outcome, TrackRecord, TrackRecords
 from modelnet.messages import Transcript
-from modelnet.store.reputation import ReputationBook
-from tests.network.stage import PATIENCE_S, Network, fast
+from modelnet.store.reputation import Noted, ReputationBook
+from tests.network.stage import PATIENCE_S, Network, Store, fast
 from workers.negotiator.archive import Archive
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
-
-
-class Store:
-    """A Redis that goes and comes back, on its port and with its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._server = EmbeddedRedis(folder)
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    async def start(self) -> None:
-        self._server = EmbeddedRedis(self._folder, port=self._server.port)
-        await self._server.start()
-
-    async def kill(self) -> None:
-        """Kill -9; it stays away."""
-        assert self._server.pid is not None
-        os.kill(self._server.pid, signal.SIGKILL)
-        await self._server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
-    store = Store(tmp_path_factory.mktemp("redis"))
-    await store.start()
-    yield store
-    await store.kill()
 
 
 class Party:
@@ -199,3 +165,21 @@ async def test_a_negotiator_that_comes_later_knows_the_workers(nats_server: Embe
         await network.stop(second)
         async with ReputationBook(store.url) as book:
             assert (await book.of(["known"]))["known", "known.work"].reputation.passed >= 13
+
+
+async def test_a_write_comes_to_an_end_though_outcomes_keep_coming() -> None:
+    """What comes while the book is written goes with the next tick: else a busy negotiator writes without a rest."""
+    negotiator = Party("redis://127.0.0.1:9")
+    written: list[int] = []
+
+    class Book:
+        async def learn(self, noted: Iterable[Noted]) -> dict[tuple[str, str], TrackRecord]:
+            written.append(len(list(noted)))
+            negotiator.archive.learn(outcome("endless", len(written)))
+            return {}
+
+    negotiator.archive._book = cast("ReputationBook", Book())
+    for n in range(3):
+        negotiator.archive.learn(outcome("endless", 100 + n))
+    await asyncio.wait_for(negotiator.archive.work(), PATIENCE_S)
+    assert (written, negotiator.archive.pending) == ([3], 1)
