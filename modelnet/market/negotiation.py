@@ -38,6 +38,7 @@ from modelnet.messages import (
     Waiting,
 )
 
+from .attempt import Attempt
 from .auction import Auction, ClosedBy
 from .claims import Claims
 from .commands import (
@@ -64,8 +65,7 @@ from .journal_writer import Entry
 from .records import Outcome, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Source
-from .scoring import Terms, median_run_ms, part_payment
-from .settlement import settle
+from .scoring import median_run_ms
 from .strategy import Plan
 from .undertaking import Journal, State, Status, Undertaking
 
@@ -98,47 +98,6 @@ class Policy:
     """Pause before the ledger is asked again."""
     more_rounds: int = 2
     """In a large market, how often others are asked at once where all who were asked are full."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """The attempt in hand."""
-
-    number: int
-    worker: str
-    owner: str
-    price: int
-    auction: str | None
-    contract: str | None
-    continues: bool
-    awarded_at: float | None = None
-    """None: not known, as for one that an older negotiator gave away."""
-    confirmed_at: float | None = None
-    claimed_ms: tuple[float, float] | None = None
-    """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""
-    usual_price: int | None = None
-    load: int = 0
-    expected_ms: float | None = None
-    """That median as corrected by what was known of its worker then."""
-    median_ms: float | None = None
-    """How long its work was expected to run: what a part of its price is reckoned by."""
-    wait_s: float = 0.0
-    """How long it was expected to wait for a slot."""
-    began_at: float | None = None
-    """When its run began, as far as is known, or is expected to; None before it is confirmed."""
-    answered: bool = False
-    """Whether its output is there, and good."""
-    deposit: int = 0
-    """Held of its owner's: `price` is then the most that it is paid."""
-    second_score: float = 0.0
-    settlement: Settlement | None = None
-    """What became of it, if that sets its price."""
-
-    def overdue(self, now: float) -> bool:
-        """Whether it has had the 90th percentile that its bid claimed."""
-        if self.claimed_ms is None or self.awarded_at is None:
-            return False
-        return now - self.awarded_at > self.claimed_ms[1] / 1e3
 
 
 class Negotiation(Undertaking):
@@ -183,8 +142,8 @@ class Negotiation(Undertaking):
         self._opened_at: float | None = None
         self._negotiating_s = 0.0
         self._auction = Auction("", (), settled=False, now=now)
-        self._attempt: _Attempt | None = None
-        self._last_attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
+        self._last_attempt: Attempt | None = None
         self._everybody = True
         """Whether the open auction asks all who could answer."""
         self._rounds = 0
@@ -265,7 +224,7 @@ class Negotiation(Undertaking):
             return []
         if answer == "running":
             current.confirmed_at = now
-            current.began_at = now if current.awarded_at is None else current.awarded_at
+            current.must_have_begun(now)
             self.state = State.RUNNING
             return []
         if answer == "silent":
@@ -443,7 +402,7 @@ class Negotiation(Undertaking):
         if not winner.continues:
             self._streamed = Streamed()  # void from here on, also for whoever comes after
         bid = self._auction.bid_of(winner.worker)
-        self._attempt = attempt = _Attempt(
+        self._attempt = attempt = Attempt(
             self._attempts,
             winner.worker,
             winner.owner,
@@ -506,11 +465,11 @@ class Negotiation(Undertaking):
         told = SendAward(attempt.worker, award), TellClaim(attempt.worker, claim)
         return [*self._writer.write(entry), *told, timer, *recorded]
 
-    def _release(self, attempt: _Attempt) -> None:
+    def _release(self, attempt: Attempt) -> None:
         """It occupies no slot, or no longer."""
         self._claims.drop(attempt.worker, self._key(attempt))
 
-    def _key(self, attempt: _Attempt) -> tuple[str, str, int]:
+    def _key(self, attempt: Attempt) -> tuple[str, str, int]:
         return self.task.tenant, self.task.id, attempt.number
 
     def on_award_reply(self, attempt: int, reply: Confirm | Decline | None, now: float) -> list[Command]:
@@ -544,7 +503,7 @@ class Negotiation(Undertaking):
             return [*commands, *self._wait("busy")]
         return [*commands, *self._open_auction(now)]
 
-    def _confirm(self, attempt: _Attempt, now: float) -> None:
+    def _confirm(self, attempt: Attempt, now: float) -> None:
         if attempt.confirmed_at is None:
             attempt.confirmed_at, attempt.began_at = now, now + attempt.wait_s
             self._negotiating_s += now - self._auction.opened_at
@@ -559,8 +518,7 @@ class Negotiation(Undertaking):
         self._release(current)
         if self.state is State.AWARDING:
             self._confirm(current, now)
-        if current.began_at is None:  # what another negotiator gave away has ended: it ran
-            current.began_at = now if current.awarded_at is None else current.awarded_at
+        current.must_have_begun(now)
         if done.error is None and violation is None:
             current.answered, current.settlement = True, self._settlement(current, True, now)
             return [*self._finish("completed", now, None, done), *self._learn(current, "contract", True, now)]
@@ -608,7 +566,7 @@ class Negotiation(Undertaking):
             return [*learned, *self._give_up(now)]
         return [*learned, *self._read_stream(now)]
 
-    def _learn(self, attempt: _Attempt, source: Source, passed: bool, now: float) -> list[Command]:
+    def _learn(self, attempt: Attempt, source: Source, passed: bool, now: float) -> list[Command]:
         """What is now verified of an attempt's worker. Only a whole answer tells how long one takes, or a time-out that
         it takes longer."""
         timed = attempt.claimed_ms is not None and (passed or source == "timeout")
@@ -629,24 +587,10 @@ class Negotiation(Undertaking):
         )
         return [Learn(outcome)]
 
-    def _settlement(self, attempt: _Attempt, passed: bool, now: float) -> Settlement | None:
-        """What an attempt with a deposit is paid; None for one without."""
-        if not attempt.deposit or attempt.auction is None or attempt.awarded_at is None:
-            return None
-        return settle(
-            Terms.of(self.task, self._deadline - attempt.awarded_at),
-            attempt=attempt.number,
-            auction=attempt.auction,
-            worker=attempt.worker,
-            owner=attempt.owner,
-            deposit=attempt.deposit,
-            most=attempt.price,
-            second_score=attempt.second_score,
-            passed=passed,
-            time_ms=max(min(now, self._deadline) - attempt.awarded_at, 0.0) * 1e3,
-        )
+    def _settlement(self, attempt: Attempt, passed: bool, now: float) -> Settlement | None:
+        return attempt.settled(self.task, self._deadline, passed=passed, now=now)
 
-    def _settle_failed(self, attempt: _Attempt, now: float) -> None:
+    def _settle_failed(self, attempt: Attempt, now: float) -> None:
         if (settled := self._settlement(attempt, False, now)) is not None:
             self._settlements.append(settled)
 
@@ -722,13 +666,7 @@ class Negotiation(Undertaking):
     def _part(self, run_ms: float) -> int | None:
         """What the attempt in hand has earned by now; None unless it was confirmed and stands in the journal."""
         attempt = self._attempt
-        if attempt is None or attempt.began_at is None or attempt.median_ms is None or not self._stands(attempt.number):
-            return None
-        if attempt.answered:
-            return attempt.settlement.price if attempt.settlement else attempt.price
-        # What a deposit can add is for answers.
-        ordinary = max(attempt.price - attempt.deposit, 0)
-        return part_payment(ordinary, run_ms=run_ms, median_ms=attempt.median_ms)
+        return attempt.part(run_ms) if attempt is not None and self._stands(attempt.number) else None
 
     def _stands(self, attempt: int) -> bool:
         """Whether an attempt's award is in the journal, or on its way there before whatever is written now."""
@@ -805,19 +743,7 @@ class Negotiation(Undertaking):
         if not isinstance(entry, Awarded):
             return
         self._attempts = entry.attempt
-        self._attempt = _Attempt(
-            entry.attempt,
-            entry.worker,
-            entry.owner,
-            entry.price,
-            entry.auction,
-            entry.contract,
-            entry.continues,
-            awarded_at=None if entry.after_ms is None else self._submitted_at + entry.after_ms / 1e3,
-            median_ms=entry.median_ms,
-            deposit=entry.deposit,
-            second_score=entry.second_score or 0.0,
-        )
+        self._attempt = Attempt.of(entry, self._submitted_at)
         self._settlements = list(entry.settlements)
         self._entered.add(entry.attempt)
         self._entered.update(one.attempt for one in entry.settlements)

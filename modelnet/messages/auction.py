@@ -72,7 +72,7 @@ class Bid(Message):
     price: Micro = Field(description="Asked price in micro-credits.")
     p50_ms: float = Field(gt=0, description="Median of the expected time to complete, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
-    wait_ms: float = Field(default=0, ge=0, description="What of both is the expected wait for a slot.")
+    wait_ms: float = Field(default=0.0, ge=0, description="What of both is the expected wait for a slot.")
     free: int = Field(default=1, ge=1, description="Awards that it could take when it bid, this one included.")
     deposit: Micro = Field(
         default=0,
