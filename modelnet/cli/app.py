@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, conformance, dlq, doctor, network, reputation, tasks, trace
 
 __all__ = ["app"]
 
@@ -61,4 +61,5 @@ for command in (
 ):
     app.command()(command)
 
+app.add_typer(conformance.conformance, name="conformance")
 app.add_typer(dlq.dlq, name="dlq")
