@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelnet.cli.outward import A2a, Capability, Header, Mcp, McpUrl, Price, Slots, outward_app
 from modelnet.cli.session import (
     Json,
     Url,
@@ -113,13 +114,25 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
 
 
 def work(
-    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker.")],
+    file: Annotated[Path | None, typer.Argument(help="A Python file that declares a Worker.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
+    mcp: Mcp = None,
+    mcp_url: McpUrl = None,
+    a2a: A2a = None,
+    capability: Capability = None,
+    price: Price = 0,
+    slots: Slots = 16,
+    header: Header = None,
     url: Url = None,
 ) -> None:
-    """Run the workers of a file until Ctrl-C or SIGTERM; what runs is finished first."""
+    """Run a worker until Ctrl-C or SIGTERM; what runs is finished first.
 
-    if not file.is_file():
+    The workers of a FILE, the tools of an MCP server (--mcp, --mcp-url), or the skills of an A2A agent (--a2a).
+    """
+    given = [one for one in (file, mcp, mcp_url, a2a) if one is not None]
+    if len(given) != 1:
+        raise UsageError("name one thing to put on the network: a FILE, --mcp, --mcp-url or --a2a")
+    if file is not None and not file.is_file():
         raise UsageError(f"no such file: {file}")
     config = configured(url)
 
@@ -138,7 +151,20 @@ def work(
         settings.cache_clear()
     if code := complete(check()):
         raise typer.Exit(code)
-    app = load_file(file, name)
+    app = (
+        load_file(file, name)
+        if file is not None
+        else outward_app(
+            mcp=mcp,
+            mcp_url=mcp_url,
+            a2a=a2a,
+            capability=capability,
+            name=name,
+            price=price,
+            slots=slots,
+            header=header,
+        )
+    )
     setup_logging(settings())
     run_app(app)
 
