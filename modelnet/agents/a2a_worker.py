@@ -123,7 +123,12 @@ class SkillWorker:
 
     @asynccontextmanager
     async def _connect(self, lost: Callable[[], None]) -> AsyncIterator[_Agent]:
-        async with httpx.AsyncClient(headers=self._headers, timeout=httpx.Timeout(30.0, read=None)) as http:
+        options: dict[str, Any] = {
+            "headers": self._headers,
+            "timeout": httpx.Timeout(30.0, read=None),  # a task has a deadline of its own
+            "limits": httpx.Limits(max_connections=None),  # and the worker its slots
+        }
+        async with httpx.AsyncClient(**options) as http:
             resolver = A2ACardResolver(http, self._url)
             card = await resolver.get_agent_card()
             bindings = [TransportProtocol.JSONRPC.value, TransportProtocol.HTTP_JSON.value]

@@ -37,6 +37,8 @@ __all__ = ["McpServer", "ToolWorker"]
 
 log = structlog.get_logger("mcp_worker")
 
+LARGEST = 64 << 20
+"""Bytes of one answer of a server at a URL."""
 PROGRESS_KEPT = 256
 """Progress notifications that wait to be passed on; of more the oldest are dropped."""
 GIVE_UP_S = 2.0
@@ -80,10 +82,15 @@ class McpServer:
 
 @asynccontextmanager
 async def _over_http(url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
-    timeout = httpx2.Timeout(30.0, read=300.0)
+    options: dict[str, Any] = {
+        "headers": dict(headers),
+        "timeout": httpx2.Timeout(30.0, read=None),  # a task has a deadline of its own
+        "limits": httpx2.Limits(max_connections=None),  # and the worker its slots
+        "follow_redirects": True,
+    }
     async with (
-        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, follow_redirects=True) as http,
-        streamable_http_client(url, http_client=http) as streams,
+        httpx2.AsyncClient(**options) as http,
+        streamable_http_client(url, http_client=http, max_sse_event_size=LARGEST) as streams,
     ):
         yield streams
 

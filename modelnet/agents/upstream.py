@@ -24,6 +24,8 @@ START_S = 60.0
 """Longest wait for it to answer when it is connected. A server may install itself first."""
 PROBE_S = 5.0
 """Between looks whether it is still there, where nothing else tells."""
+PATIENCE_S = 15.0
+"""Longest wait for the answer to such a look: one that is busy is not gone."""
 
 S = TypeVar("S")
 
@@ -98,9 +100,11 @@ class Upstream(Generic[S]):
                     await self._worker.pause()
                 why = "the connection is lost"
             except Exception as error:  # whatever it is: it is tried again
-                why = f"no answer within {START_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
+                cause = _cause(error)
+                why = f"no answer within {START_S:g} s" if isinstance(cause, TimeoutError) else reason_of(cause)
                 if not first.done():
-                    first.set_exception(_explained(error, f"{self._name}: {why}"))
+                    known = cause if isinstance(cause, ModelnetError) else None
+                    first.set_exception(known or ModelnetError(f"{self._name}: {why}", code="no_upstream"))
                     return
             finally:
                 self._session = None
@@ -117,20 +121,18 @@ class Upstream(Generic[S]):
                 return
             except TimeoutError:
                 assert self._probe is not None
-                async with asyncio.timeout(self._probe_s):
+                async with asyncio.timeout(PATIENCE_S):
                     await self._probe(session)
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong, also of a group of errors."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    text = " ".join(str(error).split())
+    """One line that says what went wrong."""
+    text = " ".join(str(_cause(error)).split())
     return text or type(error).__name__
 
 
-def _explained(error: Exception, message: str) -> ModelnetError:
-    """The error that a person is shown who has just named it."""
-    if isinstance(error, ModelnetError):
-        return error
-    return ModelnetError(message, code="no_upstream")
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, out of the groups that task groups wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Self
 
 import pytest
@@ -162,6 +162,13 @@ async def door(network: Network, joined: Worker) -> AsyncIterator[Door]:
     """The doors, open."""
     async with Door(network) as door:
         yield door
+
+
+async def served(presence: Presence, capability: str) -> None:
+    """Wait until somebody serves a capability."""
+    async with asyncio.timeout(PATIENCE_S), aclosing(presence.changes()) as changes:
+        while presence.contract(capability) is None:
+            await anext(changes)
 
 
 async def soon(queue: asyncio.Queue[str]) -> str:
