@@ -98,6 +98,10 @@ class Tools:
         )
         self.server.add_notification_handler("notifications/initialized", NotificationParams, self._initialized)
 
+    def stop_listening(self) -> None:
+        """End the streams of those who listen for changes; calls go on."""
+        self._listening.close()
+
     # ------------------------------------------------------------------ the list
 
     def tools(self) -> list[Tool]:
@@ -134,7 +138,7 @@ class Tools:
             yield {}
         finally:
             telling.cancel()
-            self._listening.close()
+            self.stop_listening()
             if self._cancels:
                 await asyncio.wait(self._cancels)
 

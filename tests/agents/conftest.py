@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import pytest_asyncio
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
 
-import modelnet
 from modelnet import Context, Progress, Reject
-from modelnet.agents.a2a_routes import a2a_routes
-from modelnet.agents.mcp_http import McpEndpoint
 from modelnet.bus.embedded import EmbeddedNats
-from modelnet.presence import Presence
+from tests.gateway.doors import Gateway
 from tests.network.stage import PATIENCE_S, Network, fast
+from workers.gateway.entrance import Entrance
+from workers.gateway.refusal import Refusal
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 NUMBER = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
@@ -82,57 +74,6 @@ class Worker:
             return {"tenant": ctx.tenant, "input": input}
 
 
-class Keys:
-    """Lets requests in that bear a key; here a tenant's key is its name. What is well known is for everybody."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith("/.well-known/"):
-            scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
-            if scheme != "Bearer" or not key:
-                await JSONResponse({"error": "no key"}, status_code=401)(scope, receive, send)
-                return
-            scope["tenant"] = key
-        await self._app(scope, receive, send)
-
-
-class Door:
-    """The doors on a port of this machine."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        client = await self._stack.enter_async_context(modelnet.connect(config=self._network.config))
-        self.presence = await self._stack.enter_async_context(Presence(client))
-
-        def tenant_of(request: Request) -> str:
-            return str(request.scope["tenant"])
-
-        endpoint = McpEndpoint(client, self.presence, tenant_of=tenant_of, origins=["https://friend.example"])
-
-        @asynccontextmanager
-        async def serving(app: Starlette) -> AsyncIterator[None]:
-            async with endpoint.running():
-                yield
-
-        agents = a2a_routes(client, self.presence, tenant_of=tenant_of, url_of=lambda _: self.url)
-        app = Starlette(routes=[*agents, Route("/mcp", endpoint)], lifespan=serving)
-        listening = socket.create_server(("127.0.0.1", 0))  # from here on a client's connection waits
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(Keys(app), log_level="error", timeout_graceful_shutdown=2))
-        self._serving = asyncio.create_task(self._server.serve([listening]))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        await self._serving
-        await self._stack.aclose()
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def network(nats_server: EmbeddedNats) -> AsyncIterator[Network]:
     """A network with one negotiator, for the whole module."""
@@ -158,17 +99,20 @@ def worker(joined: Worker) -> Worker:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def door(network: Network, joined: Worker) -> AsyncIterator[Door]:
-    """The doors, open."""
-    async with Door(network) as door:
-        yield door
+async def door(network: Network, joined: Worker) -> AsyncIterator[Gateway]:
+    """A gateway whose doors are open."""
+    # Until there are keys: a bearer's key is the name of its tenant.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Entrance, "_tenant", _tenant)
+        async with Gateway(network.config) as gateway:
+            yield gateway
 
 
-async def served(presence: Presence, capability: str) -> None:
-    """Wait until somebody serves a capability."""
-    async with asyncio.timeout(PATIENCE_S), aclosing(presence.changes()) as changes:
-        while presence.contract(capability) is None:
-            await anext(changes)
+def _tenant(entrance: Entrance, headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not key:
+        raise Refusal(401, "invalid_api_key", "no key")
+    return key
 
 
 async def soon(queue: asyncio.Queue[str]) -> str:

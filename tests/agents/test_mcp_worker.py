@@ -18,9 +18,9 @@ from modelnet import Client, TaskFailed
 from modelnet.agents.mcp_worker import McpServer, ToolWorker
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.messages import Beat, Final, Progress
-from tests.agents.conftest import Door, served
-from tests.agents.test_mcp_http import client
+from tests.agents.test_mcp_http import client, offered
 from tests.cli.conftest import ROOT
+from tests.gateway.doors import Gateway
 from tests.network.stage import PATIENCE_S, Network
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -205,16 +205,16 @@ async def test_what_cannot_be_started_or_has_no_tools_never_joins(network: Netwo
         ToolWorker(McpServer(command=COMMAND), prefix="Not A Capability")
 
 
-async def test_out_and_in_again(network: Network, door: Door) -> None:
+async def test_out_and_in_again(network: Network, door: Gateway) -> None:
     """A server's tools through the network's own door: MCP on both sides."""
     heard: list[str | None] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         heard.append(message)
 
-    async with on_network(network, McpServer(command=COMMAND), prefix="mcp.round", name="round"):
-        await served(door.presence, "mcp.round.count")
-        async with client(door) as net:
-            result = await net.call_tool("mcp__round__count", {"to": 3}, progress_callback=on_progress)
+    server = McpServer(command=COMMAND)
+    async with on_network(network, server, prefix="mcp.round", name="round"), client(door) as net:
+        await offered(net, "mcp__round__count")
+        result = await net.call_tool("mcp__round__count", {"to": 3}, progress_callback=on_progress)
     assert result.structured_content == {"result": "counted to 3"}
     assert heard == ["at 1", "at 2", "at 3"]

@@ -38,7 +38,12 @@ log = structlog.get_logger("gateway")
 
 def default_rooms() -> tuple[Room, ...]:
     """The rooms of every gateway, by protocol."""
-    return ()
+    try:
+        from .agents import agents_room
+    except ModuleNotFoundError as missing:
+        log.warning("room_left_out", room="agents", reason=f"the package {missing.name!r} is not installed")
+        return ()
+    return (agents_room(),)
 
 
 def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Client | None = None) -> Starlette:
