@@ -208,6 +208,20 @@ class Worker:
         """Whether it is off the network for good."""
         return self._leaving is not None and self._leaving.done()
 
+    async def pause(self) -> None:
+        """Take nothing new until `resume`, and hand on what waits: for a worker whose model or server is away."""
+        self._obey(self._attempts.drain())
+        if self._joined and self._bus.is_connected:
+            await self._beat()
+
+    async def resume(self) -> None:
+        """Bid again after a `pause`, unless it leaves."""
+        if self._leaving is None:
+            self._attempts.draining = False
+            if self._joined and self._bus.is_connected:
+                await self._beat()
+                await self._offer()
+
     async def leave(self) -> None:
         """Take nothing new, finish what runs, and go. Without a server there is nobody to finish it for."""
         if self._leaving is None:
