@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from modelnet import Client, TaskFailed
 from modelnet.agents.mcp_worker import McpServer, ToolWorker
@@ -60,7 +61,7 @@ class Remote:
         await self._process.wait()
 
 
-@pytest.fixture(params=["command", "url"])
+@pytest_asyncio.fixture(loop_scope="module", params=["command", "url"])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[McpServer]:
     """The same server by either way."""
     if request.param == "command":
