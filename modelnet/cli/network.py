@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelnet.cli.outward import A2a, Capability, Header, Mcp, McpUrl, Price, Slots, outward_app
+from modelnet.cli.outward import A2a, Capability, Header, Mcp, McpUrl, NatsAgent, Price, Slots, outward_app
 from modelnet.cli.session import (
     Json,
     Url,
@@ -122,6 +122,7 @@ def work(
     mcp: Mcp = None,
     mcp_url: McpUrl = None,
     a2a: A2a = None,
+    nats_agent: NatsAgent = None,
     capability: Capability = None,
     price: Price = 0,
     slots: Slots = 16,
@@ -130,11 +131,12 @@ def work(
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM; what runs is finished first.
 
-    The workers of a FILE, the tools of an MCP server (--mcp, --mcp-url), or the skills of an A2A agent (--a2a).
+    The workers of a FILE, the tools of an MCP server (--mcp, --mcp-url), or the skills of an A2A agent (--a2a),
+    or an agent of the NATS agent protocol (--nats-agent).
     """
-    given = [one for one in (file, mcp, mcp_url, a2a) if one is not None]
+    given = [one for one in (file, mcp, mcp_url, a2a, nats_agent) if one is not None]
     if len(given) != 1:
-        raise UsageError("name one thing to put on the network: a FILE, --mcp, --mcp-url or --a2a")
+        raise UsageError("name one thing to put on the network: a FILE, --mcp, --mcp-url, --a2a or --nats-agent")
     if file is not None and not file.is_file():
         raise UsageError(f"no such file: {file}")
     config = configured(url)
@@ -161,6 +163,7 @@ def work(
             mcp=mcp,
             mcp_url=mcp_url,
             a2a=a2a,
+            nats_agent=nats_agent,
             capability=capability,
             name=name,
             price=price,

@@ -12,7 +12,7 @@ from modelnet.errors import UsageError
 if TYPE_CHECKING:
     from faststream import FastStream
 
-__all__ = ["A2a", "Capability", "Header", "Mcp", "McpUrl", "Price", "Slots", "outward_app"]
+__all__ = ["A2a", "Capability", "Header", "Mcp", "McpUrl", "NatsAgent", "Price", "Slots", "outward_app"]
 
 Mcp = Annotated[
     str | None,
@@ -24,12 +24,23 @@ McpUrl = Annotated[
 A2a = Annotated[
     str | None, typer.Option("--a2a", metavar="URL", help="Put the skills of the A2A agent there on the network.")
 ]
+NatsAgent = Annotated[
+    str | None,
+    typer.Option(
+        "--nats-agent",
+        metavar="NAME",
+        help="Put this agent of the NATS agent protocol on the network: its session, or AGENT/OWNER/SESSION.",
+    ),
+]
 Capability = Annotated[
     str | None,
-    typer.Option(help="With --mcp or --a2a: what the capabilities' names begin with; else mcp.NAME or a2a.NAME."),
+    typer.Option(
+        help="With --mcp or --a2a: what the capabilities' names begin with; else mcp.NAME or a2a.NAME. "
+        "With --nats-agent: the capability's name; else agent.SESSION."
+    ),
 ]
-Price = Annotated[int, typer.Option(min=0, help="With --mcp or --a2a: micro-credits a task.")]
-Slots = Annotated[int, typer.Option(min=1, help="With --mcp or --a2a: tasks at once.")]
+Price = Annotated[int, typer.Option(min=0, help="Of a server or an agent: micro-credits a task.")]
+Slots = Annotated[int, typer.Option(min=1, help="Of a server or an agent: tasks at once.")]
 Header = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME:VALUE", help="With --mcp-url or --a2a: sent with every request, as Authorization."),
@@ -41,6 +52,7 @@ def outward_app(
     mcp: str | None,
     mcp_url: str | None,
     a2a: str | None,
+    nats_agent: str | None,
     capability: str | None,
     name: str | None,
     price: int,
@@ -51,6 +63,12 @@ def outward_app(
     headers = _headers(header)
     options: dict[str, Any] = {"prefix": capability, "name": name, "price": price, "slots": slots}
     try:
+        if nats_agent is not None:
+            from modelnet.agents.nats_worker import AgentWorker
+
+            if headers:
+                raise UsageError("a NATS agent takes no headers: --header goes with --mcp-url and --a2a")
+            return AgentWorker(nats_agent, capability=capability, name=name, price=price, slots=slots).app
         if a2a is not None:
             from modelnet.agents.a2a_worker import SkillWorker
 
