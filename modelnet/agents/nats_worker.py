@@ -111,7 +111,7 @@ class AgentWorker:
                 f"no NATS agent {self._wanted!r} answers; there are: {known or 'none'}", code="no_agent"
             )
         several = ", ".join(sorted("/".join((one.agent, one.owner, one.session_name)) for one in fitting.values()))
-        raise ModelnetError(f"several NATS agents are called {self._wanted!r}: {several}", code="no_agent")
+        raise ModelnetError(f"several NATS agents are called {self._wanted!r}: {several}", code="no_upstream")
 
     def _declare(self, agent: Agent) -> None:
         self._declared = True

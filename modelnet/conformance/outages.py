@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 
@@ -74,8 +75,8 @@ async def restarted(desk: Desk, server: EmbeddedNats) -> None:
         await server.stop()
         heard = len(beats.heard)
         await server.start()
-        back = await beats.first(_BACK_S, since=heard)
-        report.demand("W40", back is not None, f"no beat within {_BACK_S:g} s after the server came back")
+        back = await _back(desk, beats, heard)
+        report.demand("W40", back, f"it is not there within {_BACK_S:g} s after the server came back")
         for what, subject in (("card", card), ("contract", contract)):
             there = await _stored(desk, "KV_CATALOGUE", subject)
             report.expect("W42", there, f"its {what}, which the server had lost, did not come back")
@@ -87,6 +88,18 @@ async def restarted(desk: Desk, server: EmbeddedNats) -> None:
         report.expect("W41", not missing, f"RESULTS lacks {missing} of the attempt's events")
         answer = await desk.ask(desk.request())
         report.expect("W40", answer is not None, "after the server came back it does not bid any more")
+
+
+async def _back(desk: Desk, beats: Ear, heard: int) -> bool:
+    """Whether the worker comes back: it beats, or answers if its beat came before the kit could hear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BACK_S):
+            while True:
+                if await beats.first(0.5, since=heard) is not None:
+                    return True
+                if desk.bus.is_connected and await desk.beat(0.5) is not None:
+                    return True
+    return False
 
 
 async def _stored(desk: Desk, stream: str, subject: str) -> bool:

@@ -32,6 +32,9 @@ SERVER = f"{shlex.quote(sys.executable)} -m tests.agents.mcp_server"
         (["--a2a", "example.com"], "is no URL"),
         (["--a2a", "http://127.0.0.1:1", "--header", "nonsense"], "is no header"),
         (["--a2a", "http://127.0.0.1:1", "--capability", "a..b"], "is no capability"),
+        (["--nats-agent", "x", "--a2a", "http://x"], "name one thing"),
+        (["--nats-agent", "x", "--header", "A: b"], "takes no headers"),
+        (["--nats-agent", "x", "--capability", "a..b"], "is no capability"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_started(modelnet: Run, args: list[str], message: str) -> None:
@@ -43,7 +46,10 @@ def test_wrong_usage_is_told_before_anything_is_started(modelnet: Run, args: lis
 
 def test_the_help_names_them(modelnet: Run) -> None:
     shown = modelnet("work", "--help", env={"COLUMNS": "200"}).stdout
-    assert all(option in shown for option in ("--mcp ", "--mcp-url", "--a2a", "--capability", "--price", "--header"))
+    assert all(
+        option in shown
+        for option in ("--mcp ", "--mcp-url", "--a2a", "--nats-agent", "--capability", "--price", "--header")
+    )
 
 
 class Command:
@@ -69,8 +75,9 @@ class Command:
         (["--mcp", "false"], "error: the MCP server false: "),
         (["--mcp-url", "http://127.0.0.1:1/mcp"], "error: the MCP server http://127.0.0.1:1/mcp: "),
         (["--a2a", "http://127.0.0.1:1"], "error: the A2A agent http://127.0.0.1:1: "),
+        (["--nats-agent", "nobody"], "error: no NATS agent 'nobody' answers; there are: none"),
     ],
-    ids=["no command", "ends at once", "no server", "no agent"],
+    ids=["no command", "ends at once", "no server", "no agent", "no such agent"],
 )
 def test_what_cannot_be_reached_is_told_before_it_joins(network: dict[str, str], args: list[str], error: str) -> None:
     done = Command(network, *args).process

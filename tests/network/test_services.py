@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 import modelnet
 from modelnet.bus import subjects
 from modelnet.bus.services import endpoint_name
-from tests.network.stage import Network, until
+from tests.network.stage import PATIENCE_S, Network, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,6 +24,13 @@ async def ask(network: Network, subject: str) -> dict[str, Any]:
     reply = await network.bus.request(subject, b"", timeout=5)
     found: dict[str, Any] = json.loads(reply.data)
     return found
+
+
+async def join(network: Network, worker: modelnet.Worker) -> None:
+    """Let a worker join, and hear its beat: nats-py's flush can overtake subscriptions, what is published cannot."""
+    async with network.ear(subjects.beat(worker.name)) as beats:
+        await network.join(worker)
+        await beats.until(bool)
 
 
 async def everybody(network: Network, verb: str) -> list[dict[str, Any]]:
@@ -57,7 +65,7 @@ def speaker(network: Network, name: str) -> tuple[modelnet.Worker, asyncio.Event
 
 async def test_a_worker_shows_its_capabilities_and_what_they_cost(network: Network) -> None:
     worker, *_ = speaker(network, "shown")
-    await network.join(worker)
+    await join(network, worker)
     info = ServiceInfo.from_dict(await ask(network, "$SRV.INFO.modelnet-worker.shown"))
     assert (info.name, info.id) == ("modelnet-worker", "shown")
     assert info.metadata["protocol"] == "modelnet/1"
@@ -81,7 +89,7 @@ async def test_a_worker_shows_its_capabilities_and_what_they_cost(network: Netwo
 
 async def test_everybody_answers_a_ping(network: Network) -> None:
     worker, *_ = speaker(network, "pinged")
-    await network.join(worker)
+    await join(network, worker)
     found = [ServicePing.from_dict(one) for one in await everybody(network, "PING")]
     assert {(one.name, one.id) for one in found} == {
         ("modelnet-worker", "pinged"),
@@ -92,7 +100,7 @@ async def test_everybody_answers_a_ping(network: Network) -> None:
 
 async def test_the_statistics_are_of_what_was_done(network: Network) -> None:
     worker, begun, may_end = speaker(network, "counted")
-    await network.join(worker)
+    await join(network, worker)
     may_end.set()
     before = ServiceStats.from_dict(await ask(network, "$SRV.STATS.modelnet-negotiator")).endpoints[0]
     for wrong in (False, False, True):
@@ -122,7 +130,7 @@ async def test_the_statistics_are_of_what_was_done(network: Network) -> None:
 
 async def test_a_worker_that_drains_is_not_found_any_more(network: Network) -> None:
     worker, begun, may_end = speaker(network, "drained")
-    await network.join(worker)
+    await join(network, worker)
     task = await network.client.submit("drained.say", {})
     await until(begun)
     leaving = asyncio.create_task(network.stop(worker))
@@ -137,7 +145,11 @@ async def test_a_worker_that_drains_is_not_found_any_more(network: Network) -> N
 
 async def test_the_ledger_answers_too_though_its_store_is_away(network: Network) -> None:
     ledger = await network.ledger_worker()
-    info = ServiceInfo.from_dict(await ask(network, "$SRV.INFO.modelnet-ledger"))
+    async with asyncio.timeout(PATIENCE_S):
+        while True:  # nothing else tells that its subscriptions have arrived
+            with contextlib.suppress(nats.errors.NoRespondersError):
+                info = ServiceInfo.from_dict(await ask(network, "$SRV.INFO.modelnet-ledger"))
+                break
     assert [one.subject for one in info.endpoints] == ["journal.*.*.final"]
     await network.stop(ledger)
     with pytest.raises(nats.errors.NoRespondersError):
@@ -146,7 +158,7 @@ async def test_the_ledger_answers_too_though_its_store_is_away(network: Network)
 
 async def test_a_plain_request_on_an_endpoint_is_no_task_and_harms_nobody(network: Network) -> None:
     worker, _, may_end = speaker(network, "asked")
-    await network.join(worker)
+    await join(network, worker)
     may_end.set()
     with pytest.raises(nats.errors.TimeoutError):
         await network.bus.request("cap.asked.say", b"hello", timeout=0.2)
