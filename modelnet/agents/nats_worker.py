@@ -108,7 +108,7 @@ class AgentWorker:
         if not fitting:
             known = ", ".join(sorted("/".join((one.agent, one.owner, one.session_name)) for one in found))
             raise ModelnetError(
-                f"no NATS agent {self._wanted!r} answers; there are: {known or 'none'}", code="no_agent"
+                f"no NATS agent {self._wanted!r} answers; there are: {known or 'none'}", code="no_upstream"
             )
         several = ", ".join(sorted("/".join((one.agent, one.owner, one.session_name)) for one in fitting.values()))
         raise ModelnetError(f"several NATS agents are called {self._wanted!r}: {several}", code="no_upstream")

@@ -18,7 +18,7 @@ from modelnet.conformance.desk import Terms
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.settings import Settings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-c", "from modelnet.cli import main; main()"]
