@@ -114,7 +114,7 @@ async function follow(nc, task, seen, live) {
   let fills = 0;
   let pause = GAP_MS;
   while (!reader.done) {
-    while (unread.length && !reader.done) feed(reader, state, unread.shift());
+    while (unread.length && !reader.done && !state.behind) feed(reader, state, unread.shift());
     const incomplete = state.behind || reader.missing;
     if (state.lost || state.behind || pause > 2 * GAP_MS) {
       const lost = state.lost;

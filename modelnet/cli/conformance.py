@@ -11,6 +11,8 @@ from modelnet.cli.session import Json, configured, make_table, parse_input, prin
 from modelnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelnet.conformance import Report
     from modelnet.settings import Settings
 
@@ -93,7 +95,9 @@ def _split(command: str | None) -> list[str]:
         raise UsageError(f"the command {command!r} cannot be read: {error}") from None
 
 
-def _tell(as_json: bool):  # type: ignore[no-untyped-def]
+def _tell(as_json: bool) -> Callable[[str], None]:
+    """Names each check as it begins, where a person reads."""
+
     def tell(name: str) -> None:
         if not as_json:
             typer.echo(f"  {name}", err=True)

@@ -244,6 +244,10 @@ class ClientSuite:
             await self._whole(shown)
         resets = [(event.get("attempt"), event.get("to")) for event in shown.of("reset")]
         report.expect("C6", resets == [(2, 1)], f"resets (attempt, to): {resets} instead of [(2, 1)]")
+        at = next((at for at, event in enumerate(shown.events) if event.get("kind") == "reset"), len(shown.events))
+        # The older attempt's fourth event may be shown by a reader that has not heard of the newer one yet.
+        early = [event for event in shown.events[:at] if (event.get("attempt"), event.get("number")) == (1, 4)]
+        shown.events = [event for event in shown.events if event not in early]
         due = [(1, 1), (1, 2), (1, 3), (2, 2), (3, 3), (3, 4)]
         report.expect("C6", shown.numbered == due, f"shown {shown.numbered} instead of {due}")
         if len(resets) == 1:

@@ -40,6 +40,13 @@ class Play:
     texts: dict[int, str] = field(default_factory=dict)
 
     async def _enter(self, kind: str, entry: m.Message) -> None:
+        """Append an entry; it is on its way to readers when this returns, so nothing said later overtakes it."""
+        async with Ear(self.bus, f"result.{TENANT}.{self.task}.{kind}") as ear:
+            await self._append(kind, entry)
+            sequence = str(self.sequence)
+            await ear.first(5.0, lambda msg: (msg.headers or {}).get("Nats-Sequence") == sequence)
+
+    async def _append(self, kind: str, entry: m.Message) -> None:
         stored = await journal.append(self.bus, TENANT, self.task, kind, entry, self.sequence)
         if stored is None:
             last = await last_of(self.bus, "JOURNAL", subjects.journal_of(TENANT, self.task))

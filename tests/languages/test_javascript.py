@@ -13,9 +13,17 @@ import pytest_asyncio
 
 from examples.shout import CONTRACT, shout
 from modelnet.bus.embedded import EmbeddedNats
-from modelnet.messages import Beat, Delta, Reset
+from modelnet.messages import Beat, Delta, Reset, digest_of
 from tests.network.stage import Network, fast
 
+HERE = Path(__file__).parent
+VALUES = [
+    {"b": 1, "a": [True, None, "x"]},
+    {"n": [0.1, 1.5, 0.0001, 0.00012, 0.00001, 1.5e-7, 1e-300, 1e15, 1e16, 1e21, 1.5e300, -2.5e-9, -0.0, 2**53]},
+    {"\U0001f600": 1, "\uff5e": 2, "é": 3, "e": 4},
+    {"s": '" \\ / \b\f\n\r\t \x01 \x7f \u2028 é \U0001f600'},
+    {},
+]
 TEXT = "a worker in javascript says this word by word"
 
 
@@ -88,3 +96,16 @@ async def test_its_client_submits_to_a_python_worker(network: Network, node_exam
     assert process.returncode == 0
     assert "".join(event["text"] for event in shown if event["kind"] == "delta") == TEXT.upper()
     assert shown[-1]["output"] == {"text": TEXT.upper()}
+
+
+async def test_its_digests_are_those_that_python_makes_of_what_it_writes(node_examples: Path) -> None:
+    script = node_examples / "digests.mjs"
+    script.write_text((HERE / script.name).read_text())
+    process = await asyncio.create_subprocess_exec(
+        "node", str(script), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate("".join(json.dumps(value) + "\n" for value in VALUES).encode())
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == len(VALUES)
+    for written, digest in found:
+        assert digest == digest_of(json.loads(written)), written
