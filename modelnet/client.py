@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -135,14 +135,14 @@ class TaskHandle:
         return self._reader.text
 
     async def stream(
-        self, *, from_start: bool = True, resume_after: StreamEvent | int | None = None
-    ) -> AsyncIterator[StreamEvent]:
+        self, *, from_start: bool = True, resume_after: StreamEvent | Position | int | None = None
+    ) -> AsyncGenerator[StreamEvent]:
         """Everything from the start, then live, without a gap or a repeat, ending with the Final.
 
-        `resume_after`: the last event that was seen, here or elsewhere; the stream goes on behind it. A bare number is
-        taken to be the first attempt's: if there were more, a `Reset` says what to forget. `from_start=False`: only
-        what comes from now on. Raises `UnknownTask` for an id that nobody knows, `ConnectionFailed` if the server stays
-        away.
+        `resume_after`: the last event that was seen, here or elsewhere, or its place; the stream goes on behind it. A
+        bare number is taken to be the first attempt's: if there were more, a `Reset` says what to forget.
+        `from_start=False`: only what comes from now on. Raises `UnknownTask` for an id that nobody knows,
+        `ConnectionFailed` if the server stays away.
         """
         client = self._client
         following = Following(client.bus, self.tenant, self.id, _position(resume_after))
@@ -505,10 +505,10 @@ class Client:
         await close_bus(self.bus)
 
 
-def _position(after: StreamEvent | int | None) -> Position | None:
+def _position(after: StreamEvent | Position | int | None) -> Position | None:
     """What a reader has seen whose last event was this one."""
-    if after is None:
-        return None
+    if after is None or isinstance(after, Position):
+        return after
     if isinstance(after, int):
         return Position(1, after)
     if isinstance(after, Awarded):

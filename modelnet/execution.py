@@ -156,6 +156,7 @@ class Execution:
         error, retryable = None, False
         begun = self._award.resume.text if self._award.resume else ""
         limit = asyncio.timeout(self._award.remaining_ms / 1e3)
+        self._served.statistics.requests += 1
         try:
             async with limit:
                 value = await self._input()
@@ -183,6 +184,8 @@ class Execution:
             elif isinstance(failure, asyncio.CancelledError) and stopped():
                 log.info("attempt_cancelled", task=self._award.task, attempt=self._award.attempt)
                 self._outbox.drop(self._trail)
+                self._served.statistics.count("cancelled")
+                self._served.statistics.ended((time.monotonic() - self._started) * 1e3)
                 raise
             elif limit.expired():
                 error = _EXPIRED
@@ -193,6 +196,7 @@ class Execution:
             self._deltas.close()
         run_ms = (time.monotonic() - self._started) * 1e3
         usage = self._context.usage.model_copy(update={"run_ms": run_ms})
+        self._served.statistics.ended(run_ms, None if error is None else f"{error.code}: {error.message}")
         if error is None and output is not None:
             self._served.times.learn(run_ms)
             self._last = m.Output.model_construct(
@@ -209,6 +213,8 @@ class Execution:
     def give_up(self, why: Literal["expired", "leaving"]) -> None:
         """Instead of `run`: the attempt ends before it began."""
         error, retryable = (_EXPIRED, False) if why == "expired" else (_LEAVING, True)
+        self._served.statistics.requests += 1
+        self._served.statistics.ended(0.0, f"{error.code}: {error.message}")
         self._last = m.Failure(**self._stamp(), error=error, retryable=retryable)
 
     async def tell(self) -> None:

@@ -108,7 +108,7 @@ def run_app(app: FastStream) -> None:
 
 
 async def _run(app: FastStream) -> None:
-    readiness = Readiness(app, settings())
+    readiness = Readiness.of(app, settings())
     app.after_startup(readiness.open)
     app.after_startup(_calm_collector)
     app.on_shutdown(readiness.close)

@@ -91,7 +91,7 @@ class TaskHandle:
             return await anext(events, None)
 
         async def end() -> None:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
 
         try:
             while (event := self._thread.call(following())) is not None:

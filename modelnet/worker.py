@@ -38,6 +38,7 @@ from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
+from modelnet.bus.services import Endpoint, Service, endpoint_name
 from modelnet.capability import Estimate, Handler, Price, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
@@ -194,6 +195,8 @@ class Worker:
         await self._bus.subscribe(f"worker.{self.id}.*", cb=self._on_order)
         for pattern in self._capabilities:
             await self._bus.subscribe(subjects.capability(pattern), cb=self._request_handler(pattern))
+        self._service = self._as_service()
+        await self._service.open()
         await self._bus.flush()
         await self._beat()
         self._spawn(self._beats())
@@ -205,6 +208,20 @@ class Worker:
         """Whether it is off the network for good."""
         return self._leaving is not None and self._leaving.done()
 
+    async def pause(self) -> None:
+        """Take nothing new until `resume`, and hand on what waits: for a worker whose model or server is away."""
+        self._obey(self._attempts.drain())
+        if self._joined and self._bus.is_connected:
+            await self._beat()
+
+    async def resume(self) -> None:
+        """Bid again after a `pause`, unless it leaves."""
+        if self._leaving is None:
+            self._attempts.draining = False
+            if self._joined and self._bus.is_connected:
+                await self._beat()
+                await self._offer()
+
     async def leave(self) -> None:
         """Take nothing new, finish what runs, and go. Without a server there is nobody to finish it for."""
         if self._leaving is None:
@@ -215,6 +232,7 @@ class Worker:
         self._obey(self._attempts.drain())
         if self._joined:
             with contextlib.suppress(nats.errors.Error, ConnectionFailed, OSError):
+                await self._service.close()
                 await self._beat()
                 await self._drain(self._settings.drain_s)
                 if self._jobs and self._bus.is_connected:
@@ -256,6 +274,41 @@ class Worker:
             labels=self._labels,
             software=self._software,
             instance=self._instance,
+        )
+
+    def _as_service(self) -> Service:
+        """What the services API shows of it."""
+        endpoints = dict[str, Endpoint]()
+        for pattern, served in self._capabilities.items():
+            card, name = served.card, endpoint_name(pattern, endpoints)
+            facts = {
+                "capability": pattern,
+                "contract": card.contract,
+                "description": served.contract.description,
+                "price": "by input" if card.price is None else str(card.price),
+                "quality": "" if card.quality is None else str(card.quality),
+                "model": card.model or "",
+                "message": "BidRequest",
+            }
+            known = {key: value for key, value in facts.items() if value}
+            endpoints[name] = Endpoint(name, subjects.capability(pattern), served.statistics, known)
+        labels = {f"label.{key}": value for key, value in self._labels.items()}
+        facts = {
+            "slots": str(self.slots),
+            "backlog": str(self.backlog),
+            "owner": self._owner,
+            "instance": self._instance,
+        }
+        if self._software:
+            facts["software"] = self._software
+        return Service(
+            self._bus,
+            "modelnet-worker",
+            self.id,
+            description=f"Worker {self.id}: {', '.join(self._capabilities)}",
+            endpoints=list(endpoints.values()),
+            metadata={**labels, **facts},
+            state=lambda: {"free": self._attempts.free, "in_hand": len(self._attempts)},
         )
 
     async def _claim(self) -> None:

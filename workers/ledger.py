@@ -7,6 +7,7 @@ or is away meanwhile. Any number of these processes share the work.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -22,10 +23,11 @@ from modelnet.bus.journal import HELD_HEADER
 from modelnet.bus.metering import MeteredTenants, announce_metering
 from modelnet.bus.pull import Pull
 from modelnet.bus.replay import last_of, message_at
+from modelnet.bus.services import Endpoint, Service, Statistics
 from modelnet.bus.streams import LEDGER_CONSUMER, setup_bus
 from modelnet.errors import ConnectionFailed, LedgerAway
 from modelnet.log import setup_logging
-from modelnet.messages import Final
+from modelnet.messages import Final, new_id
 from modelnet.settings import Settings, settings
 from modelnet.store.ledger import MARGIN_S, Ledger
 
@@ -48,6 +50,8 @@ class LedgerWorker:
         self._in_hand: set[str] = set()
         """Reply subjects of the Finals that are not acknowledged."""
         self._pull: Pull | None = None
+        self._service: Service | None = None
+        self._statistics = Statistics()
         self._away = False
 
     async def start(self, nc: Client) -> None:
@@ -58,11 +62,23 @@ class LedgerWorker:
         await self._metered.listen()
         self._pull = Pull(nc, "JOURNAL", LEDGER_CONSUMER)
         await self._pull.start()
+        finals = {"stream": "JOURNAL", "message": "Final"}
+        self._service = Service(
+            nc,
+            "modelnet-ledger",
+            f"ledger-{new_id()[-12:]}",
+            description="Settles what tasks have cost",
+            endpoints=[Endpoint("settlements", "journal.*.*.final", self._statistics, finals)],
+            state=lambda: {"in_hand": len(self._in_hand)},
+        )
+        await self._service.open()
         self._jobs = [asyncio.create_task(self._follow()), asyncio.create_task(self._sweep_for_ever())]
         log.info("ledger_started")
 
     async def stop(self) -> None:
         """Give back what is not settled; another worker gets it at once."""
+        if self._service is not None:
+            await self._service.close()
         running = set(self._jobs)
         while running:  # more than once: before Python 3.12 wait_for, in nats-py, swallows one that meets its answer
             for job in running:
@@ -104,13 +120,17 @@ class LedgerWorker:
         async def keep() -> None:
             await self._nc.publish(msg.reply, b"+WPI")
 
+        self._statistics.requests += 1
+        begun, failure = time.monotonic(), None
         try:
             await self._until_done(enter, keep)
         except Exception as error:  # one that cannot be entered must not stand before the others
-            log.error("final_not_entered", subject=msg.subject, error=repr(error), exc_info=error)
+            failure = repr(error)
+            log.error("final_not_entered", subject=msg.subject, error=failure, exc_info=error)
             await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(SWEEP_S * 1e9))
         else:
             await self._nc.publish(msg.reply, b"+ACK")
+        self._statistics.ended((time.monotonic() - begun) * 1e3, failure)
         self._in_hand.discard(msg.reply)
 
     async def _end(self, body: bytes) -> None:

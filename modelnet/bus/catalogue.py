@@ -112,6 +112,14 @@ class Catalogue:
                 found.append(WorkerCard.decode(body))
         return found
 
+    async def contract(self, pattern: str, digest: str) -> Contract | None:
+        """The contract of this digest that was announced for a capability or prefix, or None."""
+        try:
+            entry = await (await self._kv()).get(_contract_key(pattern, digest))
+            return Contract.decode(entry.value or b"")
+        except (nats.js.errors.KeyNotFoundError, ValidationError):
+            return None
+
     async def contracts(self) -> list[Contract]:
         """All contracts ever announced."""
         found = []
@@ -129,4 +137,8 @@ class Catalogue:
 
 def contract_key(contract: Contract) -> str:
     """Key of a contract: its capability, the wildcard spelled `_all`, and its digest's hex."""
-    return f"contract.{contract.capability.replace('>', '_all')}.{contract.digest.removeprefix('sha256:')}"
+    return _contract_key(contract.capability, contract.digest)
+
+
+def _contract_key(pattern: str, digest: str) -> str:
+    return f"contract.{pattern.replace('>', '_all')}.{digest.removeprefix('sha256:')}"

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
+from modelnet.cli import (
+    accounts,
+    audit,
+    backup,
+    batch,
+    conformance,
+    dlq,
+    doctor,
+    mcp,
+    network,
+    reputation,
+    tasks,
+    trace,
+)
 
 __all__ = ["app"]
 
@@ -48,6 +61,7 @@ for command in (
     network.work,
     network.workers,
     network.drain,
+    mcp.mcp,
     network.capabilities,
     backup.backup,
     backup.restore,
@@ -61,4 +75,5 @@ for command in (
 ):
     app.command()(command)
 
+app.add_typer(conformance.conformance, name="conformance")
 app.add_typer(dlq.dlq, name="dlq")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelnet.cli.outward import A2a, Capability, Header, Mcp, McpUrl, NatsAgent, Price, Slots, outward_app
 from modelnet.cli.session import (
     Json,
     Url,
@@ -38,9 +39,10 @@ def up(
         list[str] | None, typer.Option(help="App path or file of a worker; instead of the default.")
     ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Start no model, only the calculator.")] = False,
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Open no door for HTTP clients.")] = False,
     url: Url = None,
 ) -> None:
-    """Run a network on this machine until Ctrl-C: servers, negotiators, workers. State stays in --data."""
+    """Run a network on this machine until Ctrl-C: servers, negotiators, workers, a gateway. State stays in --data."""
     for app in worker or ():
         if app.endswith(".py") and not Path(app).is_file():
             raise UsageError(f"no such file: {app}")
@@ -60,6 +62,7 @@ def up(
             data=data,
             negotiators=negotiators,
             workers=chosen,
+            gateway=not no_gateway,
             config=configured(url),
             report=lambda line: typer.echo(line, err=True),
         )
@@ -74,7 +77,8 @@ def up(
                 starting.result()
             except StartFailed as failure:
                 raise ModelnetError(str(failure).strip(), code="start_failed") from None
-            for line in (f"MODELNET_URL={network.url}", f"MODELNET_REDIS_URL={network.redis_url}", "ready"):
+            addresses = {"URL": network.url, "REDIS_URL": network.redis_url, "GATEWAY_URL": network.gateway_url}
+            for line in (*(f"MODELNET_{name}={value}" for name, value in addresses.items() if value), "ready"):
                 print(line, flush=True)
             await _until(stop, network)
             typer.echo("stopping", err=True)
@@ -113,13 +117,27 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
 
 
 def work(
-    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker.")],
+    file: Annotated[Path | None, typer.Argument(help="A Python file that declares a Worker.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
+    mcp: Mcp = None,
+    mcp_url: McpUrl = None,
+    a2a: A2a = None,
+    nats_agent: NatsAgent = None,
+    capability: Capability = None,
+    price: Price = 0,
+    slots: Slots = 16,
+    header: Header = None,
     url: Url = None,
 ) -> None:
-    """Run the workers of a file until Ctrl-C or SIGTERM; what runs is finished first."""
+    """Run a worker until Ctrl-C or SIGTERM; what runs is finished first.
 
-    if not file.is_file():
+    The workers of a FILE, the tools of an MCP server (--mcp, --mcp-url), or the skills of an A2A agent (--a2a),
+    or an agent of the NATS agent protocol (--nats-agent).
+    """
+    given = [one for one in (file, mcp, mcp_url, a2a, nats_agent) if one is not None]
+    if len(given) != 1:
+        raise UsageError("name one thing to put on the network: a FILE, --mcp, --mcp-url, --a2a or --nats-agent")
+    if file is not None and not file.is_file():
         raise UsageError(f"no such file: {file}")
     config = configured(url)
 
@@ -138,7 +156,21 @@ def work(
         settings.cache_clear()
     if code := complete(check()):
         raise typer.Exit(code)
-    app = load_file(file, name)
+    app = (
+        load_file(file, name)
+        if file is not None
+        else outward_app(
+            mcp=mcp,
+            mcp_url=mcp_url,
+            a2a=a2a,
+            nats_agent=nats_agent,
+            capability=capability,
+            name=name,
+            price=price,
+            slots=slots,
+            header=header,
+        )
+    )
     setup_logging(settings())
     run_app(app)
 

@@ -17,6 +17,7 @@ from modelnet.bus import journal, subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
+from modelnet.bus.services import Endpoint, Service, Statistics
 from modelnet.bus.streams import setup_bus
 from modelnet.errors import ModelnetError
 from modelnet.market import (
@@ -99,6 +100,7 @@ class Negotiator:
         self._prices = ReferencePrices()
         self._hand = Hand(config.max_in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._statistics = Statistics()
         self._started = False
 
     # ------------------------------------------------------------------ life
@@ -153,6 +155,16 @@ class Negotiator:
             spawn=self._spawn,
         )
         await self._reception.open()
+        endpoint = Endpoint("tasks", "task.*.*.*.>", self._statistics, {"stream": "TASKS", "message": "Task"})
+        self._service = Service(
+            nc,
+            "modelnet-negotiator",
+            self.id,
+            description="Auctions tasks among workers",
+            endpoints=[endpoint],
+            state=lambda: {"in_hand": len(self._hand.all()), "workers": len(self._directory.live())},
+        )
+        await self._service.open()
         self._spawn(self._tick())
         self._spawn(self._watch.keep())
         self._spawn(self._archive.keep())
@@ -164,6 +176,7 @@ class Negotiator:
         """Take no more tasks and give back what is held; the stream delivers it to another at once."""
         if not self._started:
             return
+        await self._service.close()
         await self._reception.close()
         for _ in range(STOP_ROUNDS):  # what ends may begin more, and wait_for in nats-py swallow a cancel
             if not (tasks := list(self._tasks)):
@@ -526,6 +539,7 @@ class Negotiator:
                     self._parts.cancel(held, part)
                 case cmd.Finished(final):
                     self._receipts.drop_award(held)
+                    self._count(final)
                     if held.cancels:
                         self._spawn(self._finish_later(held))
                     else:
@@ -537,6 +551,14 @@ class Negotiator:
                     log.info("task_abandoned", task=task.id)
         if held.called_for:
             await self._vacancies.decided(held)
+
+    def _count(self, final: Final) -> None:
+        """For the services API: an ending that a client asked for is no error."""
+        self._statistics.requests += 1
+        self._statistics.count(final.status)
+        failed = final.status in ("failed", "expired")
+        error = f"{final.error.code}: {final.error.message}" if failed and final.error is not None else None
+        self._statistics.ended(final.timings.total_ms, error)
 
     async def _bury(self, held: Held, reason: str) -> None:
         await self._inquiry.until_done(held, "bury", partial(journal.bury, self._nc, held.msg, reason))

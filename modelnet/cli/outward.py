@@ -1,0 +1,109 @@
+"""What `modelnet work` puts on the network beside files: servers and agents that speak another protocol."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from faststream import FastStream
+
+__all__ = ["A2a", "Capability", "Header", "Mcp", "McpUrl", "NatsAgent", "Price", "Slots", "outward_app"]
+
+Mcp = Annotated[
+    str | None,
+    typer.Option("--mcp", metavar="COMMAND", help="Start this MCP server, and put its tools on the network."),
+]
+McpUrl = Annotated[
+    str | None, typer.Option("--mcp-url", metavar="URL", help="Put the tools of the MCP server there on the network.")
+]
+A2a = Annotated[
+    str | None, typer.Option("--a2a", metavar="URL", help="Put the skills of the A2A agent there on the network.")
+]
+NatsAgent = Annotated[
+    str | None,
+    typer.Option(
+        "--nats-agent",
+        metavar="NAME",
+        help="Put this agent of the NATS agent protocol on the network: its session, or AGENT/OWNER/SESSION.",
+    ),
+]
+Capability = Annotated[
+    str | None,
+    typer.Option(
+        help="With --mcp or --a2a: what the capabilities' names begin with; else mcp.NAME or a2a.NAME. "
+        "With --nats-agent: the capability's name; else agent.SESSION."
+    ),
+]
+Price = Annotated[int, typer.Option(min=0, help="Of a server or an agent: micro-credits a task.")]
+Slots = Annotated[int, typer.Option(min=1, help="Of a server or an agent: tasks at once.")]
+Header = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME:VALUE", help="With --mcp-url or --a2a: sent with every request, as Authorization."),
+]
+
+
+def outward_app(
+    *,
+    mcp: str | None,
+    mcp_url: str | None,
+    a2a: str | None,
+    nats_agent: str | None,
+    capability: str | None,
+    name: str | None,
+    price: int,
+    slots: int,
+    header: list[str] | None,
+) -> FastStream:
+    """The worker for the one of these that is given. Raises `UsageError`."""
+    headers = _headers(header)
+    options: dict[str, Any] = {"prefix": capability, "name": name, "price": price, "slots": slots}
+    try:
+        if nats_agent is not None:
+            from modelnet.agents.nats_worker import AgentWorker
+
+            if headers:
+                raise UsageError("a NATS agent takes no headers: --header goes with --mcp-url and --a2a")
+            return AgentWorker(nats_agent, capability=capability, name=name, price=price, slots=slots).app
+        if a2a is not None:
+            from modelnet.agents.a2a_worker import SkillWorker
+
+            return SkillWorker(_http(a2a), headers=headers, **options).app
+        from modelnet.agents.mcp_worker import McpServer, ToolWorker
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the package {missing.name!r} is not installed (pip install 'modelnet[agents]')") from None
+    if mcp_url is not None:
+        return ToolWorker(McpServer(url=_http(mcp_url), headers=headers), **options).app
+    if headers:
+        raise UsageError("a command takes no headers: --header goes with --mcp-url and --a2a")
+    return ToolWorker(McpServer(command=_command(mcp or "")), **options).app
+
+
+def _command(text: str) -> tuple[str, ...]:
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--mcp {text!r}: {error}") from None
+    if not command:
+        raise UsageError("--mcp names no command")
+    return command
+
+
+def _http(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url!r} is no URL: it begins with http:// or https://")
+    return url
+
+
+def _headers(given: list[str] | None) -> dict[str, str]:
+    found = {}
+    for line in given or ():
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise UsageError(f"{line!r} is no header: write NAME:VALUE")
+        found[name.strip()] = value.strip()
+    return found
