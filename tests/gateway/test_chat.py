@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import pytest_asyncio
 from pydantic import BaseModel
 
 from tests.gateway.actor import Actor
@@ -28,21 +26,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def actor(network: Network) -> Actor:
-    """One that plays text.generate."""
-    actor = Actor(network)
-    await network.join(actor.worker)
-    return actor
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(gateway: Gateway, actor: Actor) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's client. Tests take it as `Any`: what it is given is meant for the wire, not for its overloads."""
-    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 async def test_a_conversation_is_answered_and_the_headers_say_by_whom(client: Any) -> None:
