@@ -217,8 +217,8 @@ class Gauge:
 
     def read(self, event: StreamEvent) -> tuple[float, float | None, str | None] | None:
         """(progress, total, message) of an event, or None if it is none."""
-        if isinstance(event, Delta):
-            return self._step(None, event.text)
+        if isinstance(event, Delta):  # of several answers the first is streamed
+            return self._step(None, event.text) if event.index == 0 and event.text else None
         if isinstance(event, Progress):
             return self._step(event.fraction, event.note)
         if isinstance(event, Reset):

@@ -98,3 +98,4 @@ async def test_an_address_that_is_taken_ends_the_start_with_its_reason(gateway: 
     app = make_app(gateway.config)
     with pytest.raises(ModelnetError, match="cannot listen"):
         await app.start()
+    await app.stop()

@@ -29,6 +29,7 @@ from modelnet.settings import Settings
 
 from .entrance import Entrance
 from .lobby import Lobby, Room, lobby_of
+from .openai import openai_room
 from .refusal import Refusal
 
 __all__ = ["create_app", "default_rooms", "make_app"]
@@ -38,12 +39,13 @@ log = structlog.get_logger("gateway")
 
 def default_rooms() -> tuple[Room, ...]:
     """The rooms of every gateway, by protocol."""
+    rooms = (openai_room(),)
     try:
         from .agents import agents_room
     except ModuleNotFoundError as missing:
         log.warning("room_left_out", room="agents", reason=f"the package {missing.name!r} is not installed")
-        return ()
-    return (agents_room(),)
+        return rooms
+    return (*rooms, agents_room())
 
 
 def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Client | None = None) -> Starlette:
@@ -63,6 +65,7 @@ def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Cl
                     await stack.enter_async_context(room.lifespan(lobby))
             app.state.lobby = lobby
             yield {"lobby": lobby, "readiness": Readiness(lambda: [client.bus], config)}
+            await lobby.settle()
 
     return Starlette(
         routes=[
