@@ -14,6 +14,7 @@ import pytest
 
 import modelnet
 from modelnet.bus.embedded import EmbeddedNats
+from modelnet.errors import ConnectionFailed
 from modelnet.messages import Contract
 from modelnet.presence import Presence
 from tests.agents.conftest import NUMBER, TEXT
@@ -82,6 +83,22 @@ async def test_of_several_contracts_the_commonest_is_shown_and_asked_for(network
         assert found is not None
         assert found.input == NUMBER
         await network.stop(workers[1])
+
+
+async def test_one_that_is_patient_waits_for_a_network(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    async with Network(fast(server.url)) as network:
+        with pytest.raises(ConnectionFailed):
+            await Presence(network.client).__aenter__()
+        async with Presence(network.client, patient=True) as presence:
+            assert presence.contracts == []
+            await network.negotiator()
+            early = network.worker("early")
+            early.capability("early.on", contract={"input": {}, "output": {}})(lambda ctx, input: {})
+            await network.join(early)
+            await until(presence, lambda: presence.contract("early.on") is not None)
+    await server.stop()
 
 
 async def test_a_server_that_restarts_takes_nobody_away(tmp_path: Path) -> None:

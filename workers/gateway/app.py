@@ -26,8 +26,10 @@ from modelnet.errors import ModelnetError
 from modelnet.log import setup_logging
 from modelnet.ready import Readiness
 from modelnet.settings import Settings
+from modelnet.store.tenants import Tenants
 
 from .entrance import Entrance
+from .keys import Keys
 from .lobby import Lobby, Room, lobby_of
 from .openai import openai_room
 from .refusal import Refusal
@@ -59,7 +61,9 @@ def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Cl
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(modelnet.connect(config=config)) if net is None else net
-            lobby = Lobby(config, client)
+            keys = Keys(Tenants(config.redis))
+            stack.push_async_callback(keys.close)
+            lobby = Lobby(config, client, keys)
             for room in rooms:
                 if room.lifespan is not None:
                     await stack.enter_async_context(room.lifespan(lobby))

@@ -19,6 +19,7 @@ from modelnet.errors import ModelnetError
 from modelnet.messages import Final
 
 from .directory import Meant
+from .keys import Guest
 from .lobby import Lobby
 from .refusal import Refusal, refusal_of, unsuccessful
 
@@ -76,12 +77,12 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.lobby: Lobby = scope["state"]["lobby"]
-        self.tenant: str = scope["state"]["tenant"]
+        self.guest: Guest = scope["state"]["guest"]
         self.path: str = scope["path"]
         self.headers = Headers(scope=scope)
         self.begun = False
         """Whether the answer's status is out."""
-        self._scope, self._receive, self._send = scope, receive, send
+        self._receive, self._send = receive, send
         self._tasks: list[TaskHandle] = []
         self._keep = False
         self._gone = False
@@ -140,7 +141,7 @@ class Exchange:
         task = await self.lobby.net.submit(
             meant.capability,
             input,
-            tenant=self.tenant,
+            tenant=self.guest.tenant,
             require=require or None,
             id=_task_id(self.path, key, part) if key else None,
             cancel_on_disconnect=not self._keep,
@@ -153,9 +154,15 @@ class Exchange:
     async def completed(self, task: TaskHandle) -> Final:
         """A task's Final. Raises `Refusal` if it did not complete."""
         final = await task.final()
+        self.count(final)
         if final.status != "completed":
             raise unsuccessful(final)
         return final
+
+    def count(self, final: Final) -> None:
+        """What a task has used, against its tenant's limits."""
+        if self.guest.counted and final.usage is not None:
+            self.lobby.spawn(self.guest.used(final.usage.prompt_tokens + final.usage.completion_tokens))
 
     # ------------------------------------------------------------------ what is answered
 
@@ -192,8 +199,7 @@ class Exchange:
 
     async def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.begun = True
-        known = _raw(self._scope["state"].get("headers", {}))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *known]})
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def refuse(self, refusal: Refusal) -> None:
         """An error, as the answer or as the end of a stream that has begun."""

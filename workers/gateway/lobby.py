@@ -16,8 +16,9 @@ from modelnet.client import Client
 from modelnet.settings import Settings
 
 from .directory import Directory
+from .keys import Guest, Keys
 
-__all__ = ["Lobby", "Room", "lobby_of", "tenant_of"]
+__all__ = ["Lobby", "Room", "guest_of", "lobby_of", "tenant_of"]
 
 log = structlog.get_logger("gateway")
 
@@ -28,7 +29,8 @@ class Lobby:
 
     config: Settings
     net: Client
-    """The gateway's connection. What is done for a tenant says so: `net.submit(…, tenant=request.state.tenant)`."""
+    keys: Keys
+    """The gateway's connection. What is done for a tenant says so: `net.submit(…, tenant=tenant_of(request))`."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the gateway begins to stop: streams without an end of their own end then."""
     directory: Directory = field(init=False)
@@ -73,5 +75,10 @@ def lobby_of(request: HTTPConnection) -> Lobby:
 
 def tenant_of(request: HTTPConnection) -> str:
     """Who asks, and pays. Of public paths nobody knows."""
-    found: str = request.state.tenant
+    return guest_of(request).tenant
+
+
+def guest_of(request: HTTPConnection) -> Guest:
+    """Who asks, as one who may be told how many tokens it used."""
+    found: Guest = request.state.guest
     return found

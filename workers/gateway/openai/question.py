@@ -62,6 +62,7 @@ class Question:
         telling = Telling()
         async for event in task.stream():
             if isinstance(event, Final):
+                self.exchange.count(event)
                 if event.status != "completed":
                     raise unsuccessful(event)
                 if not self.exchange.begun:
