@@ -6,6 +6,7 @@ from modelnet.engines.base import (
     Chunk,
     DuplicateRequest,
     Engine,
+    EngineBusy,
     EngineDead,
     EngineError,
     EngineState,
@@ -13,6 +14,7 @@ from modelnet.engines.base import (
     Prompt,
     PromptTooLong,
     Sampling,
+    Unsupported,
 )
 from modelnet.engines.continuation import continued
 from modelnet.engines.select import EngineKind, open_engine
@@ -35,6 +37,7 @@ __all__ = [
     "Chunk",
     "DuplicateRequest",
     "Engine",
+    "EngineBusy",
     "EngineDead",
     "EngineError",
     "EngineKind",
@@ -47,6 +50,7 @@ __all__ = [
     "PromptTooLong",
     "Sampling",
     "UnparsableOutput",
+    "Unsupported",
     "continued",
     "load_recipe",
     "open_engine",

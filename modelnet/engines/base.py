@@ -7,7 +7,9 @@ particular engine; `modelnet.engines.select` picks one.
     ├── BadPrompt               bad_prompt           the prompt can't be read by this model
     │   └── PromptTooLong       too_long             the prompt leaves no room for one token of answer
     ├── BadSampling             bad_sampling         a sampling parameter is out of range
+    ├── Unsupported             unsupported          this engine does not do that; another may
     ├── DuplicateRequest        duplicate_request    a request of this id is running
+    ├── EngineBusy              busy                 the engine takes nothing more for now
     ├── EngineUnavailable       engine_unavailable   the engine can't be had here, or did not start
     └── EngineDead              engine_dead          the engine ran and runs no longer
 """
@@ -24,6 +26,7 @@ __all__ = [
     "Chunk",
     "DuplicateRequest",
     "Engine",
+    "EngineBusy",
     "EngineDead",
     "EngineError",
     "EngineState",
@@ -32,6 +35,7 @@ __all__ = [
     "Prompt",
     "PromptTooLong",
     "Sampling",
+    "Unsupported",
     "aborted",
 ]
 
@@ -62,10 +66,22 @@ class BadSampling(EngineError):
     code = "bad_sampling"
 
 
+class Unsupported(EngineError):
+    """This engine does not do what was asked; it is well, and another may."""
+
+    code = "unsupported"
+
+
 class DuplicateRequest(EngineError):
     """A request of this id is running in this engine."""
 
     code = "duplicate_request"
+
+
+class EngineBusy(EngineError):
+    """The engine takes nothing more for now: a server's rate limit is reached."""
+
+    code = "busy"
 
 
 class EngineUnavailable(EngineError):
@@ -194,14 +210,14 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         """Token ids of a prompt, as the model reads it, and of an answer's beginning behind it.
 
-        Raises `BadPrompt`, `PromptTooLong`. Takes about 1 µs a character.
+        Raises `BadPrompt`, `PromptTooLong`, and `Unsupported` for a model whose tokenizer can't be had.
         """
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Their text, special tokens left out; a character that is not whole is U+FFFD."""
+    async def decode(self, token_ids: list[int]) -> str:
+        """Their text, special tokens left out; a character that is not whole is U+FFFD. Raises `Unsupported`."""
 
     def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream the answer. Closing the generator or cancelling its consumer frees the request.

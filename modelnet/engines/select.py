@@ -12,7 +12,7 @@ from modelnet.engines.weights import count_parameters
 
 __all__ = ["EngineKind", "open_engine"]
 
-EngineKind = Literal["auto", "vllm", "vllm-async", "numpy"]
+EngineKind = Literal["auto", "vllm", "vllm-async", "numpy", "openai"]
 
 # Below this a model is stepped in this process on a CPU; above it a process of its own pays for itself.
 SMALL_PARAMETERS = 50_000_000
@@ -27,6 +27,7 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
 
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
     by machine and size. `options` are vLLM's engine arguments; NumPy knows max_model_len and max_num_seqs of them.
+    `openai` asks a server that runs: `options` are those of `OpenAIEngine`, with the `url` of its API.
     Raises `EngineUnavailable`, saying what to install.
     """
     if kind == "auto":
@@ -35,6 +36,10 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
             ignored = sorted(options.keys() - set(_NUMPY_OPTIONS))
             _log.warning("engine_fallback", model=model, engine="numpy", missing="vllm", ignored_options=ignored)
             options = {name: value for name, value in options.items() if name in _NUMPY_OPTIONS}
+    if kind == "openai":
+        from modelnet.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(model, **options)
     if kind == "numpy":
         if unknown := sorted(options.keys() - set(_NUMPY_OPTIONS)):
             raise EngineUnavailable(f"the NumPy engine has no option {', '.join(unknown)}")

@@ -89,11 +89,11 @@ class ThreadEngine:
                 raise
             raise EngineUnavailable(f"{self.model} did not start: {error}") from error
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         self._require_alive()
         return self._core.encode(prompt, answer)
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         self._require_alive()
         return self._core.decode(token_ids)
 

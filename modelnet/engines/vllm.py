@@ -202,10 +202,10 @@ class VllmAsyncEngine:
         arguments = engine_args({"disable_log_stats": True, **engine_options(self.model, self._options)})
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return self._require_encoder().encode(prompt, answer)
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         return self._require_encoder().decode(token_ids)
 
     def _require_encoder(self) -> Encoder:

@@ -94,9 +94,9 @@ async def test_on_another_model_the_text_is_read_and_gone_on_behind(random_engin
         after = await rest(random_engine, FOX, GREEDY, " jumps over", ids)
         again = await rest(random_engine, FOX, GREEDY, " jumps over", None)
         assert text_of(after) == text_of(again)
-        read = random_engine.encode(Prompt(text="the quick brown fox jumps over"))
+        read = await random_engine.encode(Prompt(text="the quick brown fox jumps over"))
         assert after[0].prompt_tokens == len(read)
-        assert after[-1].completion_tokens == 24 - (len(read) - len(random_engine.encode(FOX)))
+        assert after[-1].completion_tokens == 24 - (len(read) - len(await random_engine.encode(FOX)))
 
 
 @loop
