@@ -151,6 +151,11 @@ class Directory:
         entry = self._live.get(beat.worker)
         return entry is None or entry.instance != beat.instance
 
+    def restarted(self, beat: Beat) -> bool:
+        """Whether another process than the known one has the worker's id now: what that one had in hand is gone."""
+        entry = self._live.get(beat.worker)
+        return entry is not None and entry.instance != beat.instance
+
     def hear(self, beat: Beat, now: float) -> None:
         """Note a beat of a known worker."""
         entry = self._live.get(beat.worker)

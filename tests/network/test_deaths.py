@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 Json = dict[str, Any]
 
 
-def lone_process(network: Network, folder: Path, name: str = "lone") -> ChildProcess:
+def lone_process(network: Network, folder: Path, name: str = "lone", *, beat_s: float = 0.2) -> ChildProcess:
     """The worker of `lone_worker.py` as a process of its own."""
     folder.mkdir(exist_ok=True)
     return ChildProcess(
@@ -37,11 +37,24 @@ def lone_process(network: Network, folder: Path, name: str = "lone") -> ChildPro
         restart=False,
         env={
             "MODELNET_URL": network.config.url,
-            "MODELNET_BEAT_S": "0.2",
+            "MODELNET_BEAT_S": str(beat_s),
             "MODELNET_LOG_LEVEL": "info",
             "LONE_NAME": name,
         },
     )
+
+
+def relay(network: Network) -> modelnet.Worker:
+    """Counts on to ten, for more money."""
+    worker = network.worker("relay")
+
+    @worker.capability("lone.count", price=500, continues=True)
+    async def count(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
+        assert ctx.resume is not None
+        for number in range(len(ctx.resume.text.split()) + 1, 11):
+            yield f"{number} "
+
+    return worker
 
 
 def rescuer(network: Network) -> modelnet.Worker:
@@ -128,14 +141,7 @@ async def test_a_task_outlives_its_worker(network: Network, tmp_path: Path, how:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_text_goes_on_where_its_worker_stopped(network: Network, tmp_path: Path, how: signal.Signals) -> None:
-    lone, other = lone_process(network, tmp_path), network.worker("relay")
-
-    @other.capability("lone.count", price=500, continues=True)
-    async def count(ctx: modelnet.Context, input: Json) -> AsyncIterator[str]:
-        assert ctx.resume is not None
-        for number in range(len(ctx.resume.text.split()) + 1, 11):
-            yield f"{number} "
-
+    lone, other = lone_process(network, tmp_path), relay(network)
     whole = "".join(f"{number} " for number in range(1, 11))
     await lone.start()
     pid = lone.pid
@@ -160,6 +166,32 @@ async def test_a_text_goes_on_where_its_worker_stopped(network: Network, tmp_pat
             os.kill(lone.pid, signal.SIGCONT)
         await lone.stop()
         await network.stop(other)
+
+
+async def test_a_restarted_workers_first_beat_tells_what_is_gone(network: Network, tmp_path: Path) -> None:
+    """No other beat comes, and the negotiator would wait minutes for the missing ones."""
+    (usual,) = network.negotiators
+    await network.stop(usual)
+    patient = await network.negotiator(missed_beats=1000)
+    lone, other = lone_process(network, tmp_path, beat_s=600), relay(network)
+    await lone.start()
+    try:
+        task = await network.client.submit("lone.count", {}, deadline_s=60)
+        reading = Reading(task)
+        await reading.until_text("1 2 3 4 5 ")
+        await network.join(other)
+        assert lone.pid is not None
+        os.kill(lone.pid, signal.SIGKILL)
+        await lone.stop()
+        await lone.start()
+        final = await reading.end()
+        assert (final.worker, final.attempts) == ("relay", 2)
+        assert reading.text == "".join(f"{number} " for number in range(1, 11))
+    finally:
+        await lone.stop()
+        await network.stop(other)
+        await network.stop(patient)
+        await network.negotiator()
 
 
 async def test_the_late_words_of_a_zombie_change_nothing(network: Network) -> None:

@@ -18,7 +18,7 @@ from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Beat, Final, Planned, Task, Timings, new_id, part_id
 from tests.network.stage import PATIENCE_S, Network, events, until
 from tests.network.test_strategies import Answer, Json, offered, says, worker
-from workers.negotiator import Negotiator
+from workers.negotiator.watch import Watch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -254,13 +254,13 @@ async def test_whoever_takes_it_over_publishes_nothing_again(network: Network) -
 
 async def test_a_panel_waits_until_it_is_known_who_is_there(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negotiator that has just begun has heard nobody: that is no reason for one answer instead of three."""
-    meet = Negotiator._meet
+    meet = Watch.meet
 
-    async def meet_late(self: Negotiator, worker: str) -> None:
+    async def meet_late(self: Watch, worker: str) -> None:
         await asyncio.sleep(0.3)
         await meet(self, worker)
 
-    monkeypatch.setattr(Negotiator, "_meet", meet_late)
+    monkeypatch.setattr(Watch, "meet", meet_late)
     (negotiator,) = network.negotiators
     await network.stop(negotiator)
     for name in ("early1", "early2", "early3"):

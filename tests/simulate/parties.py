@@ -340,6 +340,7 @@ class Shell(Party):
     def on_beat(self, worker: SimulatedWorker, beat: Beat) -> None:
         """A worker's beat."""
         now = self.world.now
+        restarted = self.directory.restarted(beat)
         if self.directory.unknown(beat):
             self.directory.learn_card(worker.card, now)
         self.directory.hear(beat, now)
@@ -354,7 +355,7 @@ class Shell(Party):
             elif (running := held.negotiation.running) is not None:
                 if running[0] != beat.worker or (task, running[1]) in at_work or now - running[2] < BEAT_S:
                     continue
-                if held.suspect == running[1]:
+                if held.suspect == running[1] or restarted:
                     self._missed_done(task, *held.negotiation.at_work)  # type: ignore[misc]
                 held.suspect = running[1]
 

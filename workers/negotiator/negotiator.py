@@ -30,9 +30,7 @@ from modelnet.market import (
     Plan,
     Policy,
     ReferencePrices,
-    State,
     TrackRecords,
-    Turns,
     Undertaking,
     View,
     choose,
@@ -42,7 +40,6 @@ from modelnet.messages import (
     Awarded,
     Beat,
     CancelAttempt,
-    Claim,
     Done,
     ErrorInfo,
     Features,
@@ -68,6 +65,8 @@ from .parts import Parts
 from .receipts import Receipts
 from .reception import Reception
 from .till import Till
+from .vacancies import Vacancies
+from .watch import Watch
 
 __all__ = ["Negotiator"]
 
@@ -76,11 +75,6 @@ log = structlog.get_logger("negotiator")
 TICK_S = 1.0
 RELIST_S = 30.0
 STOP_ROUNDS = 10
-
-TYPICAL_S = 1.0
-"""What a task takes, where that is not known."""
-
-_UNDECIDED = (State.AUCTIONING, State.DEPOSITING, State.AWARDING)
 
 
 class Negotiator:
@@ -103,10 +97,8 @@ class Negotiator:
             self._track, self._clock, config.redis, live=lambda: (card.worker for card in self._directory.live())
         )
         self._prices = ReferencePrices()
-        self._turns = Turns(self.id)
         self._hand = Hand(config.max_in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unknown: set[str] = set()
         self._started = False
 
     # ------------------------------------------------------------------ life
@@ -125,12 +117,27 @@ class Negotiator:
         await self._clock.sync(nc)
         await self._relist()
         self._receipts = Receipts(nc)
+        self._vacancies = Vacancies(
+            nc, self._hand, self._directory, negotiator=self.id, run=self._run, spawn=self._spawn
+        )
+        await self._vacancies.open()
+        self._watch = Watch(
+            nc,
+            self._hand,
+            self._directory,
+            self._catalogue,
+            self._archive,
+            self._vacancies,
+            beat_s=config.beat_s,
+            missed_done=self._missed_done,
+            relist=self._relist,
+            run=self._run,
+            spawn=self._spawn,
+        )
         await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
         await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
-        await nc.subscribe(subjects.claim("*", "*"), cb=self._on_claim)
         await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
         await nc.subscribe(self._receipts.subject, cb=self._on_reply)
-        await nc.publish(subjects.ROLL_CALL, RollCall().encode())
         self._reception = Reception(
             nc,
             self._hand,
@@ -147,8 +154,10 @@ class Negotiator:
         )
         await self._reception.open()
         self._spawn(self._tick())
+        self._spawn(self._watch.keep())
         self._spawn(self._archive.keep())
         self._started = True
+        await nc.publish(subjects.ROLL_CALL, RollCall().encode())
         log.info("negotiator_started", negotiator=self.id)
 
     async def stop(self) -> None:
@@ -171,6 +180,16 @@ class Negotiator:
             await self._nc.flush()
         log.info("negotiator_stopped", negotiator=self.id)
 
+    async def hear(self, beat: Beat) -> None:
+        """A worker's beat."""
+        if self._started:  # who was heard earlier answers the roll call
+            await self._watch.hear(beat)
+
+    async def offered(self, offer: Offer) -> None:
+        """A worker's capacity has changed."""
+        if self._started:
+            await self._vacancies.offered(offer)
+
     async def reconnected(self) -> None:
         """After a lost connection: what was asked for is forgotten, and beats were missed."""
         if not self._started:
@@ -181,21 +200,14 @@ class Negotiator:
         await self._till.refresh()
 
     async def _tick(self) -> None:
-        """Each second: keep what is held, find who is lost, repeat what was not acknowledged."""
-        last = last_hold = last_list = time.monotonic()
+        """Each second: keep what is held, repeat what was not acknowledged."""
+        last_hold = last_list = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            # A process that was frozen, or cut off, has heard nobody: that says nothing about them.
-            deaf_s, last = now - last - (TICK_S if self._nc.is_connected else 0.0), now
-            if deaf_s > TICK_S / 4:
-                self._directory.excuse(deaf_s)
             if not self._nc.is_connected:
                 continue
+            now = time.monotonic()
             try:
-                for worker in self._directory.lost(now):
-                    log.warning("worker_lost", worker=worker)
-                    await self._lost(worker)
                 if now - last_hold >= self._settings.ack_wait_s / 3:
                     last_hold = now
                     await self._reception.keep()
@@ -315,7 +327,7 @@ class Negotiator:
             self._directory.hear_refusal(bidder)
         newcomer = None
         if not self._directory.serves(bidder, held.task.capability):
-            await self._meet(bidder)
+            await self._watch.meet(bidder)
             newcomer = self._directory.candidate(bidder, held.task, held.accepts)
         await self._run(held, held.negotiation.on_bid(reply, time.monotonic(), newcomer))
 
@@ -350,7 +362,17 @@ class Negotiator:
 
     async def _conclude(self, held: Held, done: Done, violation: str | None) -> None:
         await self._run(held, held.undertaking.on_done(done, violation, time.monotonic()))
-        await self._freed(done.worker)
+        await self._vacancies.freed(done.worker)
+
+    async def _missed_done(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
+        """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
+        done = await self._inquiry.end_of(held, worker, attempt, auction)
+        if not self._hand.holds(held) or held.undertaking.at_work != (worker, attempt, auction):
+            return
+        if done is not None:
+            await self._done(held, done)
+        else:
+            await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
 
     async def _on_cancel(self, msg: Msg) -> None:
         """A cancel that the journal has accepted, republished."""
@@ -453,138 +475,6 @@ class Negotiator:
         if self._hand.holds(held):
             await self._reception.finished(held)
 
-    # ------------------------------------------------------------------ of workers
-
-    async def hear(self, beat: Beat) -> None:
-        """A worker's beat."""
-        now = time.monotonic()
-        if beat.leaving:
-            self._directory.forget(beat.worker)
-            await self._lost(beat.worker)
-            return
-        if self._directory.unknown(beat):
-            await self._meet(beat.worker)
-        self._directory.hear(beat, now)
-        if beat.free:
-            await self._vacant(beat.worker, beat.free, None, TYPICAL_S)
-        at_work = {(r.tenant, r.task, r.attempt) for r in beat.running}
-        for tenant, task, attempt in at_work:
-            stale = self._hand.get(tenant, task)
-            if stale is not None and attempt < stale.undertaking.attempt:  # a zombie: it missed its cancel
-                cancel = CancelAttempt(tenant=tenant, task=task, attempt=attempt)
-                await self._nc.publish(subjects.cancel_attempt(beat.worker), cancel.encode())
-        for held in self._hand.all():
-            if held.undertaking.running is None:
-                continue
-            worker, attempt, since = held.undertaking.running
-            if worker != beat.worker or (*held.key, attempt) in at_work or now - since < self._settings.beat_s:
-                continue
-            at_work_on = held.undertaking.at_work
-            if held.suspect == attempt and at_work_on:  # twice: its Done may have been on its way the first time
-                self._spawn(self._missed_done(held, *at_work_on))
-            held.suspect = attempt
-
-    async def _lost(self, worker: str) -> None:
-        """A worker is gone. What it finished before counts."""
-        for held in self._hand.all():
-            at_work = held.undertaking.at_work
-            if at_work is not None and at_work[0] == worker:
-                self._spawn(self._missed_done(held, *at_work))
-            else:
-                await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
-
-    async def _missed_done(self, held: Held, worker: str, attempt: int, auction: str | None) -> None:
-        """The worker no longer runs the attempt and no Done came: its last event tells, or it is lost."""
-        done = await self._inquiry.end_of(held, worker, attempt, auction)
-        if not self._hand.holds(held) or held.undertaking.at_work != (worker, attempt, auction):
-            return
-        if done is not None:
-            await self._done(held, done)
-        else:
-            await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
-
-    async def offered(self, offer: Offer) -> None:
-        """A worker's capacity has changed."""
-        self._directory.hear_offer(offer, time.monotonic())
-        await self._vacant(offer.worker, offer.free, offer.number, offer.p50_ms / 1e3)
-
-    async def _on_claim(self, msg: Msg) -> None:
-        """Another negotiator has awarded."""
-        _, negotiator, worker = msg.subject.split(".")
-        if negotiator == self.id:
-            return
-        try:
-            claim = Claim.decode(msg.data)
-        except ValidationError:
-            log.warning("claim_malformed", negotiator=negotiator)
-            return
-        now = time.monotonic()
-        self._turns.hear(negotiator, now)
-        self._directory.hear_claim(worker, claim, now)
-
-    async def _meet(self, worker: str) -> None:
-        """Look up a worker that was heard for the first time."""
-        if worker in self._unknown:
-            return
-        self._unknown.add(worker)
-        try:
-            card = await self._catalogue.card(worker)
-            if card is not None:
-                if any(self._directory.contract(c.contract) is None for c in card.capabilities):
-                    await self._relist()
-                self._directory.learn_card(card, time.monotonic())
-                self._archive.meet(worker)
-                log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
-        finally:
-            self._unknown.discard(worker)
-
-    async def _freed(self, worker: str) -> None:
-        """An attempt has ended. If that made room in a full worker, its offer will tell the other negotiators too."""
-        now = time.monotonic()
-        wait_s = self._turns.wait_s(worker, None, TYPICAL_S, now)
-        if wait_s:
-            self._spawn(self._fill_later(worker, 1, now, wait_s))
-        else:
-            await self._wake(worker, 1)
-
-    async def _vacant(self, worker: str, free: int, number: int | None, task_s: float) -> None:
-        """A worker says how many slots are free. With other negotiators about, each takes its turn."""
-        if not self._hand.waiting:
-            return
-        now = time.monotonic()
-        wait_s = self._turns.wait_s(worker, number, task_s, now)
-        if wait_s:
-            self._spawn(self._fill_later(worker, free, now, wait_s))
-        else:
-            await self._fill(worker, free)
-
-    async def _fill_later(self, worker: str, free: int, said_at: float, wait_s: float) -> None:
-        await asyncio.sleep(wait_s)
-        await self._fill(worker, free - self._directory.claims.since(worker, said_at, time.monotonic()))
-
-    async def _fill(self, worker: str, free: int) -> None:
-        """As many may try as awards can be taken, with those that were called for them already."""
-        called = self._hand.called_for(worker)
-        if free > called:
-            await self._wake(worker, free - called)
-
-    async def _wake(self, worker: str, count: int) -> None:
-        """Let up to `count` waiting tasks that this worker could take try again."""
-
-        def could_take(held: Held) -> bool:
-            candidate = self._directory.candidate(worker, held.task, held.accepts)
-            return candidate is not None and worker not in held.undertaking.failed
-
-        for held in self._hand.call(worker, partial(self._directory.serves, worker), could_take, count):
-            await self._run(held, held.undertaking.wake(time.monotonic(), worker))
-
-    async def _decided(self, held: Held) -> None:
-        """The auction of a task that was called out of the line is over. If another worker won, there is still room."""
-        worker = self._hand.decided(held)
-        at_work = held.undertaking.at_work
-        if held.undertaking.state is not State.WAITING and (at_work is None or at_work[0] != worker):
-            await self._freed(worker)
-
     # ------------------------------------------------------------------ commands
 
     async def _run(self, held: Held, commands: list[cmd.Command]) -> None:
@@ -645,8 +535,8 @@ class Negotiator:
                     self._receipts.drop_award(held)
                     await self._reception.abandon(held)
                     log.info("task_abandoned", task=task.id)
-        if held.called_for and held.undertaking.state not in _UNDECIDED:
-            await self._decided(held)
+        if held.called_for:
+            await self._vacancies.decided(held)
 
     async def _bury(self, held: Held, reason: str) -> None:
         await self._inquiry.until_done(held, "bury", partial(journal.bury, self._nc, held.msg, reason))

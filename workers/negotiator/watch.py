@@ -1,0 +1,132 @@
+"""The workers, as this negotiator hears them: who is there, what they have in hand, and who is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+from nats.aio.client import Client
+
+from modelnet.bus import subjects
+from modelnet.bus.catalogue import Catalogue
+from modelnet.market import Directory
+from modelnet.market import commands as cmd
+from modelnet.messages import Beat, CancelAttempt
+
+from .archive import Archive
+from .hand import Hand, Held
+from .vacancies import Vacancies
+
+__all__ = ["Watch"]
+
+log = structlog.get_logger("negotiator")
+
+LOOK_S = 0.25
+"""How often it looks who is lost: so much later than it could be is the next attempt, at worst."""
+
+DEAF_S = 0.25
+"""A loop that comes so much later than it should has heard nobody meanwhile."""
+
+
+class Watch:
+    """Hears beats, and their absence."""
+
+    def __init__(
+        self,
+        nc: Client,
+        hand: Hand,
+        directory: Directory,
+        catalogue: Catalogue,
+        archive: Archive,
+        vacancies: Vacancies,
+        *,
+        beat_s: float,
+        missed_done: Callable[[Held, str, int, str | None], Coroutine[Any, Any, None]],
+        relist: Callable[[], Awaitable[None]],
+        run: Callable[[Held, list[cmd.Command]], Awaitable[None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """`missed_done` finds out how an attempt ended that its worker has no more; `relist` reads the contracts."""
+        self._nc, self._hand, self._directory = nc, hand, directory
+        self._catalogue, self._archive, self._vacancies = catalogue, archive, vacancies
+        self._beat_s = beat_s
+        self._missed_done, self._relist, self._run, self._spawn = missed_done, relist, run, spawn
+        self._meeting: set[str] = set()
+
+    async def keep(self) -> None:
+        """Look who is lost, for ever."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = time.monotonic()
+            elapsed_s, last = now - last, now
+            # A process that was frozen, or cut off, has heard nobody: that says nothing about them.
+            if not self._nc.is_connected:
+                self._directory.excuse(elapsed_s)
+                continue
+            if elapsed_s - LOOK_S > DEAF_S:
+                self._directory.excuse(elapsed_s - LOOK_S)
+            for worker in self._directory.lost(now):
+                log.warning("worker_lost", worker=worker)
+                try:
+                    await self._lost(worker)
+                except Exception as error:  # a connection that breaks now must not end the watch
+                    log.warning("watch_failed", worker=worker, error=repr(error))
+
+    async def hear(self, beat: Beat) -> None:
+        """A worker's beat."""
+        now = time.monotonic()
+        if beat.leaving:
+            self._directory.forget(beat.worker)
+            await self._lost(beat.worker)
+            return
+        restarted = self._directory.restarted(beat)
+        if self._directory.unknown(beat):
+            await self.meet(beat.worker)
+        self._directory.hear(beat, now)
+        if beat.free:
+            await self._vacancies.said(beat.worker, beat.free)
+        in_hand = {(r.tenant, r.task, r.attempt) for r in beat.running}
+        for tenant, task, attempt in in_hand:
+            stale = self._hand.get(tenant, task)
+            if stale is not None and attempt < stale.undertaking.attempt:  # a zombie: it missed its cancel
+                cancel = CancelAttempt(tenant=tenant, task=task, attempt=attempt)
+                await self._nc.publish(subjects.cancel_attempt(beat.worker), cancel.encode())
+        for held in self._hand.all():
+            if held.undertaking.running is None:
+                continue
+            worker, attempt, since = held.undertaking.running
+            if worker != beat.worker or (*held.key, attempt) in in_hand or now - since < self._beat_s:
+                continue
+            # Twice, as its Done may have been on its way the first time; not if the process that had it is no more.
+            if (held.suspect == attempt or restarted) and held.undertaking.at_work:
+                self._spawn(self._missed_done(held, *held.undertaking.at_work))
+            held.suspect = attempt
+
+    async def meet(self, worker: str) -> None:
+        """Look up a worker that was heard for the first time."""
+        if worker in self._meeting:
+            return
+        self._meeting.add(worker)
+        try:
+            card = await self._catalogue.card(worker)
+            if card is not None:
+                if any(self._directory.contract(c.contract) is None for c in card.capabilities):
+                    await self._relist()
+                self._directory.learn_card(card, time.monotonic())
+                self._archive.meet(worker)
+                log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
+        finally:
+            self._meeting.discard(worker)
+
+    async def _lost(self, worker: str) -> None:
+        """A worker is gone. What it finished before counts."""
+        for held in self._hand.all():
+            at_work = held.undertaking.at_work
+            if at_work is not None and at_work[0] == worker:
+                self._spawn(self._missed_done(held, *at_work))
+            else:
+                await self._run(held, held.undertaking.on_worker_lost(worker, time.monotonic()))
