@@ -29,10 +29,10 @@ from modelnet.engines.base import (
 )
 from modelnet.engines.limits import RateLimits
 
-__all__ = ["ABILITIES", "Ability", "Endpoint", "Listed", "Software"]
+__all__ = ["ROUTES", "Endpoint", "Listed", "Route", "Software"]
 
 Software = Literal["vllm", "llama.cpp", "ollama", "other"]
-Ability = Literal["completions", "chat", "embeddings", "rerank"]
+Route = Literal["completions", "chat", "embeddings", "rerank"]
 
 CONNECT_S = 5.0
 ANSWER_S = 10.0
@@ -44,8 +44,8 @@ LONGEST_EVENT = 8 * 1024 * 1024
 SHOWN = 300
 """Characters of a server's complaint that are shown."""
 
-ABILITIES: tuple[Ability, ...] = get_args(Ability)
-_PATHS: Mapping[Ability, str] = {
+ROUTES: tuple[Route, ...] = get_args(Route)
+_PATHS: Mapping[Route, str] = {
     "completions": "completions",
     "chat": "chat/completions",
     "embeddings": "embeddings",
@@ -119,16 +119,26 @@ class Endpoint:
         version = body.get("version") if isinstance(body, dict) else None
         return version[:32] if isinstance(version, str) else ""
 
-    async def can(self, ability: Ability, model: str) -> bool:
+    async def has(self, route: Route, model: str) -> bool:
         """Whether it has a route. Asked with a request that no server can begin: 404 says that there is no such route,
         another error that there is one."""
         impossible = {"model": model, "prompt": {}, "messages": {}, "input": {}, "query": {}, "documents": {}}
+        answer = await self._ask(_PATHS[route], impossible)
+        return answer.status_code not in (404, 405, 501)
+
+    async def takes_tools(self, model: str) -> bool:
+        """Whether a vLLM was started with what reads calls. An empty chat is refused too, but for another reason."""
+        tool = {"type": "function", "function": {"name": "f"}}
+        empty = {"model": model, "messages": [], "tools": [tool], "tool_choice": "auto"}
+        answer = await self._ask(_PATHS["chat"], empty)
+        return "--enable-auto-tool-choice" not in answer.text
+
+    async def _ask(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         try:
             async with asyncio.timeout(ANSWER_S):
-                answer = await self._client.post(f"{self.url}/{_PATHS[ability]}", json=impossible)
+                return await self._client.post(f"{self.url}/{path}", json=body)
         except (httpx.HTTPError, TimeoutError) as error:
             raise EngineDead(f"the server {_why(error)}") from None
-        return answer.status_code not in (404, 405, 501)
 
     async def health(self) -> None:
         """Raises `EngineDead` if it does not answer, or is not well."""

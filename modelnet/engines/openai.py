@@ -8,21 +8,20 @@ answers carry token ids and are continued exactly.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import structlog
 from pydantic import SecretStr
 
 from modelnet.engines.base import (
+    Ability,
     BadPrompt,
     Chunk,
-    DuplicateRequest,
+    Embeddings,
     EngineBusy,
     EngineDead,
     EngineError,
@@ -31,17 +30,22 @@ from modelnet.engines.base import (
     Prompt,
     PromptTooLong,
     Sampling,
+    Scores,
     Unsupported,
     aborted,
+    needed,
+    require,
 )
-from modelnet.engines.continuation import StopFilter
-from modelnet.engines.endpoint import ABILITIES, Ability, Endpoint, Listed
+from modelnet.engines.endpoint import ROUTES, Endpoint, Listed, Software
 from modelnet.engines.limits import RateLimits
 from modelnet.engines.meter import Meter
-from modelnet.engines.openai_requests import MOST_STOPS, Answer, Dialect, Feature, request_body
+from modelnet.engines.openai_answers import Reader, read_embeddings, read_scores
+from modelnet.engines.openai_requests import MOST_STOPS, abilities_of, request_body
 from modelnet.engines.prompts import plain_messages
+from modelnet.engines.requests import Request, Requests, Silent
+from modelnet.engines.vllm_metrics import Neighbours
 
-__all__ = ["OpenAIEngine"]
+__all__ = ["LACKS", "OpenAIEngine"]
 
 log = structlog.get_logger(__name__)
 
@@ -50,36 +54,14 @@ UNBOUNDED = 1 << 20
 AGAIN_S = 0.25
 """A server that went away is looked for after this long, then after twice as long, and so on."""
 AGAIN_MAX_S = 15.0
-STATE_S = 1.0
-"""How often vLLM's own counters are read while somebody wants to know."""
+LACKS = frozenset({"usage", *get_args(Ability)} - {"generate"})
+"""What a server may be said to lack: an ability, or to tell what it used."""
 _NEWER_LIMIT = "max_completion_tokens"
 """What some models want the limit of an answer to be called."""
-ODD_TRANSPORT = frozenset({"connection_lost", "stalled", "server_error"})
+_DOUBTFUL = frozenset({"connection_lost", "stalled", "server_error"})
 """After these it is asked for its health before more is sent."""
 
-
-@dataclass(slots=True)
-class _Request:
-    """One that runs."""
-
-    began: float
-    reading: asyncio.Timeout | None = None
-    """Around the read that goes on now."""
-    events: AsyncGenerator[dict[str, Any], None] | None = None
-    aborted: bool = False
-    streaming: bool = False
-    """Whether its first token has come."""
-    tokens: Answer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a shared server has to do beside what we gave it."""
-
-    at: float
-    running: int
-    waiting: int
-    kv_cache_usage: float
+Found = TypeVar("Found")
 
 
 class OpenAIEngine:
@@ -97,33 +79,35 @@ class OpenAIEngine:
         tokens_per_minute: int | None = None,
         first_token_s: float = 120.0,
         between_tokens_s: float = 30.0,
-        lacks: Sequence[Feature | Ability] = (),
+        lacks: Sequence[str] = (),
     ) -> None:
         """`url`: of the API, `http://host:port/v1`. `concurrency`: requests that it works on at once; more wait there.
 
         `max_model_len`: tokens of prompt and answer, where the server does not say. `requests_per_minute`,
         `tokens_per_minute`: what it may be asked. `first_token_s`, `between_tokens_s`: how long it may be silent before
-        it counts as stalled. `lacks`: what it can't do although others of its kind can. Raises `EngineUnavailable` for
-        an address that is none.
+        it counts as stalled. `lacks`: of `LACKS`, what it can't do although others of its kind can. Raises
+        `EngineUnavailable` for an address that is none.
         """
+        if unknown := sorted(set(lacks) - LACKS):
+            raise EngineUnavailable(f"a server can't lack {', '.join(unknown)}; it can: {', '.join(sorted(LACKS))}")
         self._model = model
         self._limits = RateLimits(requests_per_minute, tokens_per_minute)
         self._endpoint = Endpoint(url, key=key, limits=self._limits)
         self._concurrency = concurrency
         self._max_model_len = max_model_len
         self._first_token_s, self._between_tokens_s = first_token_s, between_tokens_s
-        self._lacks = tuple(lacks)
-        self._dialect = Dialect.of("other")
+        self._lacks = frozenset(lacks)
+        self._kind: Software = "other"
         self._software = "OpenAI-compatible server"
         self._abilities: frozenset[Ability] = frozenset()
         self._limit_name = "max_tokens"
         self._meter = Meter()
-        self._requests: dict[str, _Request] = {}
+        self._requests = Requests[dict[str, Any]]()
+        self._neighbours = Neighbours()
+        self._looking: asyncio.Task[None] | None = None
         self._dead: EngineDead | None = EngineDead(f"the engine of {model} was not started")
         self._closed = False
         self._there = asyncio.Event()
-        self._seen: _Seen | None = None
-        self._looking: asyncio.Task[None] | None = None
         self._returning: asyncio.Task[None] | None = None
 
     @property
@@ -140,18 +124,12 @@ class OpenAIEngine:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """The kinds of request that the server takes; known once started."""
         return self._abilities
 
-    @property
-    def continues(self) -> bool:
-        """Whether an answer that another began can be gone on with, whatever it answers."""
-        return self._dialect.software == "vllm" or ("completions" in self._abilities and "chat" not in self._abilities)
-
     async def start(self) -> None:
+        """Find the server and its model, and out what can be asked of it."""
         try:
-            listed = await self._endpoint.models()
-            await self._find(listed)
+            await self._find(await self._endpoint.models())
         except EngineUnavailable:
             raise
         except EngineError as error:
@@ -160,40 +138,43 @@ class OpenAIEngine:
         self._there.set()
 
     async def _find(self, listed: Sequence[Listed]) -> None:
-        """Find the model, and out what can be asked of it."""
         found = next((one for one in listed if one.name == self._model), None)
         if found is None:
             names = ", ".join(sorted(one.name for one in listed)[:20]) or "none"
             raise EngineUnavailable(f"{self._endpoint.url} has no model {self._model!r}; it has: {names}")
-        kind, self._software = await self._endpoint.software(found.owner)
+        self._kind, self._software = await self._endpoint.software(found.owner)
         self._max_model_len = found.max_model_len or self._max_model_len
-        wanted = [one for one in ABILITIES if one not in self._lacks]
-        can = await asyncio.gather(*(self._endpoint.can(one, self._model) for one in wanted))
-        self._abilities = frozenset(one for one, able in zip(wanted, can, strict=True) if able)
-        if not self._abilities:
+        has = await asyncio.gather(*(self._endpoint.has(route, self._model) for route in ROUTES))
+        routes = frozenset(route for route, there in zip(ROUTES, has, strict=True) if there)
+        abilities = abilities_of(self._kind, routes) - self._lacks
+        if self._kind == "vllm" and "tools" in abilities and not await self._endpoint.takes_tools(self._model):
+            abilities -= {"tools"}
+        if not abilities & {"prompt", "chat", "embed", "score"}:
             raise EngineUnavailable(f"{self._endpoint.url} lists {self._model!r}, but has no route to ask it anything")
-        self._dialect = Dialect.of(kind, self._lacks)
+        self._abilities = frozenset(abilities)
+
+    # ------------------------------------------------------------------ tokens
 
     async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
-        self._require_alive()
         self._require_tokenizer()
-        if prompt.token_ids is not None:
-            ids = list(prompt.token_ids)
-        elif prompt.text is not None:
+        if prompt.text is not None:
             return await self._tokenize({"prompt": prompt.text + answer})
+        if prompt.messages is not None:
+            chat = {"messages": plain_messages(prompt.messages), "tools": [*prompt.tools] or None}
+            ids = await self._tokenize(chat)
         else:
-            ids = await self._tokenize({"messages": plain_messages(prompt.messages or ())})
+            ids = list(prompt.token_ids or ())
         return [*ids, *await self._tokenize({"prompt": answer, "add_special_tokens": False})] if answer else ids
 
     async def decode(self, token_ids: list[int]) -> str:
-        self._require_alive()
         self._require_tokenizer()
         body = {"model": self._model, "tokens": token_ids}
-        found = await self._endpoint.post("/detokenize", body, within_s=self._between_tokens_s)
+        found = await self._meant(self._endpoint.post("/detokenize", body, within_s=self._between_tokens_s))
         return str(found.get("prompt", ""))
 
     async def _tokenize(self, what: dict[str, Any]) -> list[int]:
-        found = await self._endpoint.post("/tokenize", {"model": self._model, **what}, within_s=self._between_tokens_s)
+        body = {"model": self._model, **what}
+        found = await self._meant(self._endpoint.post("/tokenize", body, within_s=self._between_tokens_s))
         ids = found.get("tokens")
         if not isinstance(ids, list):
             raise EngineError("the server answers with no tokens", code="bad_answer")
@@ -202,165 +183,168 @@ class OpenAIEngine:
         return ids
 
     def _require_tokenizer(self) -> None:
-        if self._dialect.software != "vllm":
+        self._require_alive()
+        if "tokens" not in self._abilities:
             raise Unsupported("the server does not tokenize")
 
     # ------------------------------------------------------------------ answers
 
-    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """`adapter`: served under its own name beside the model, as vLLM does."""
         self._require_alive()
-        if request_id in self._requests:
-            raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
-        self._body(prompt, sampling)  # refused before anything is noted
-        request = self._requests[request_id] = _Request(time.monotonic())
-        try:
-            while True:
-                try:
-                    async with aclosing(self._answer(request, prompt, sampling)) as chunks:
-                        async for chunk in chunks:
-                            yield chunk
-                    return
-                except Unsupported as error:
-                    if self._limit_name == _NEWER_LIMIT or _NEWER_LIMIT not in error.message:
-                        raise
-                    self._limit_name = _NEWER_LIMIT
-        except EngineError as error:
-            raise await self._meaning(error) from error.__cause__
-        finally:
-            del self._requests[request_id]
+        prompt = self._checked(prompt, sampling)
+        with self._requests.one(request_id) as request:
+            try:
+                async with aclosing(self._answer(request, prompt, sampling, adapter or self._model)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except EngineError as error:
+                raise await self._meaning(error) from None
 
-    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-        """The request. Raises `BadPrompt`, `Unsupported` for what need not be sent to be refused."""
+    def _checked(self, prompt: Prompt, sampling: Sampling) -> Prompt:
+        """The prompt as it is sent. Raises `BadPrompt`, `Unsupported` for what need not be sent to be refused."""
+        require(self._abilities, needed(prompt, sampling), self._model)
         if prompt.messages is not None:
-            prompt = Prompt(messages=tuple(plain_messages(prompt.messages)))
-        elif not (prompt.text or prompt.token_ids):
+            plain = tuple(plain_messages(prompt.messages))
+            return Prompt(messages=plain, tools=prompt.tools, tool_choice=prompt.tool_choice)
+        if not (prompt.text or prompt.token_ids):
             raise BadPrompt("the prompt has no tokens")
-        elif prompt.token_ids is not None and self._dialect.software != "vllm":
-            raise Unsupported("the server takes text, not token ids")
-        ability: Ability = "completions" if prompt.messages is None else "chat"
-        if ability not in self._abilities:
-            raise Unsupported(f"the server has no route for {ability}")
-        length = len(prompt.token_ids or ())
-        if length >= self.max_model_len:
+        if (length := len(prompt.token_ids or ())) >= self.max_model_len:
             raise PromptTooLong(f"the prompt has {length} tokens; the model takes {self.max_model_len - 1}")
-        return request_body(
-            self._model, prompt, sampling, self._dialect, max_model_len=self._max_model_len, limit=self._limit_name
-        )
+        if prompt.token_ids and min(prompt.token_ids) < 0:
+            raise BadPrompt("token ids must be 0 or more")
+        return prompt
 
-    async def _answer(self, request: _Request, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        body = self._body(prompt, sampling)
-        stops = StopFilter(sampling.stop if len(sampling.stop) > MOST_STOPS else ())
+    async def _answer(
+        self, request: Request[dict[str, Any]], prompt: Prompt, sampling: Sampling, model: str
+    ) -> AsyncGenerator[Chunk, None]:
         guess = _guessed_tokens(prompt)
-        answer = request.tokens = Answer(sampling.max_tokens, guess)
-        if (wait_s := self._limits.wait_s(guess + sampling.max_tokens, time.monotonic())) > 0:
+        tokens = guess + sampling.max_tokens * sampling.n
+        if (wait_s := self._limits.wait_s(tokens, time.monotonic())) > 0:
             raise EngineBusy(f"the server may be asked again in {math.ceil(wait_s)} s")
-        sent = self._limits.send(guess + sampling.max_tokens, time.monotonic())
-        path = "completions" if prompt.messages is None else "chat/completions"
-        request.events = self._endpoint.stream(path, body)
+        sent = self._limits.send(tokens, time.monotonic())
+        reader = Reader(sampling, guess, stop=sampling.stop if len(sampling.stop) > MOST_STOPS else ())
         last = request.began
         try:
-            async with aclosing(request.events):
-                while not request.aborted:
-                    event = await self._next(request, last)
-                    if event is None:
-                        break
-                    chunk = answer.read(event)
-                    if chunk is None:
-                        continue
-                    last = self._measure(request, answer, chunk, last)
-                    shown, stopped = stops.push(chunk.text)
-                    if stopped:
-                        yield answer.end(shown, "stop")
-                        return
-                    yield _with_text(chunk, shown)
+            async with aclosing(self._events(prompt, sampling, model)) as events:
+                request.read(events)
+                while not reader.over and (event := await self._next(request, last)) is not None:
+                    for chunk in reader.read(event):
+                        last = self._measure(request, reader, chunk, last)
+                        yield chunk
             if request.aborted:
-                yield aborted(answer.prompt_tokens, answer.completion_tokens)
+                self._require_open()
+                yield aborted(reader.prompt_tokens, reader.completion_tokens)
                 return
-            yield answer.end(stops.end())
-            if answer.usage_odd:
-                log.warning("usage_odd", url=self._endpoint.url, model=self._model, counted=answer.completion_tokens)
+            for chunk in reader.end():
+                yield chunk
+            if reader.usage_odd:
+                log.warning("usage_odd", url=self._endpoint.url, model=model, counted=reader.completion_tokens)
         finally:
-            sent.tokens = answer.prompt_tokens + answer.completion_tokens
+            sent.tokens = reader.prompt_tokens + reader.completion_tokens
 
-    async def _next(self, request: _Request, last: float) -> dict[str, Any] | None:
-        """The next event, None at the end or for one that was aborted."""
-        assert request.events is not None
+    async def _events(self, prompt: Prompt, sampling: Sampling, model: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The server's events; sent once more if it only wants the limit to be called otherwise."""
+        path = "completions" if prompt.messages is None else "chat/completions"
+        while True:
+            known = self._max_model_len
+            usage = "usage" not in self._lacks
+            body = request_body(
+                model, prompt, sampling, self._kind, max_model_len=known, usage=usage, limit=self._limit_name
+            )
+            try:
+                async with aclosing(self._endpoint.stream(path, body)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except Unsupported as error:
+                if self._limit_name == _NEWER_LIMIT or _NEWER_LIMIT not in error.message:
+                    raise
+                self._limit_name = _NEWER_LIMIT
+
+    async def _next(self, request: Request[dict[str, Any]], last: float) -> dict[str, Any] | None:
         patience_s = self._between_tokens_s if request.streaming else self._first_token_s
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + last + patience_s - time.monotonic()) as request.reading:
-                return await anext(request.events, None)
-        except TimeoutError:
-            if request.aborted:
-                return None
-            if self._closed:
-                self._require_alive()
+            return await request.next(last + patience_s)
+        except Silent:
             raise EngineError(f"the server sent no token for {patience_s:g} s", code="stalled") from None
-        except (EngineError, RuntimeError):
-            if request.aborted:  # its connection was closed under it
-                return None
-            raise
-        finally:
-            request.reading = None
 
-    def _measure(self, request: _Request, answer: Answer, chunk: Chunk, last: float) -> float:
+    def _measure(self, request: Request[dict[str, Any]], reader: Reader, chunk: Chunk, last: float) -> float:
         now = time.monotonic()
         if request.streaming:
-            self._meter.token((now - last) / max(len(chunk.token_ids), 1))
+            self._meter.token((now - last) / max(len(chunk.token_ids or ()), 1))
         else:
             request.streaming = True
             self._meter.first_token(now - request.began)
-            self._meter.prefill(answer.prompt_tokens - answer.cached_tokens, now - request.began)
+            self._meter.prefill(reader.prompt_tokens - reader.cached_tokens, now - request.began)
         return now
 
-    async def _meaning(self, error: EngineError) -> EngineError:
-        """An error, or that the server is away, if that is what it comes from."""
-        if error.wire_code in ODD_TRANSPORT and self._dead is None:
-            try:
-                await self._endpoint.health()
-            except EngineDead as dead:
-                error = dead
-        if isinstance(error, EngineDead) and not self._closed:
-            self._lost(error)
-        return error
+    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        """Vectors of one `texts`, all in one request."""
+        body: dict[str, Any] = {"model": self._model, "input": [*texts], "encoding_format": "float"}
+        if dimensions is not None:
+            body["dimensions"] = dimensions
+        return read_embeddings(await self._ask(request_id, "embed", "embeddings", body, texts), len(texts))
+
+    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
+        """By the reranking route that vLLM and several others have."""
+        body = {"model": self._model, "query": query, "documents": [*documents], "top_n": len(documents)}
+        found = await self._ask(request_id, "score", "rerank", body, [query, *documents])
+        return read_scores(found, len(documents))
+
+    async def _ask(
+        self, request_id: str, ability: Ability, path: str, body: dict[str, Any], texts: Sequence[str]
+    ) -> dict[str, Any]:
+        self._require_alive()
+        require(self._abilities, frozenset({ability}), self._model)
+        if not all(texts):
+            raise BadPrompt("a text must not be empty")
+        tokens = sum(len(text.encode(errors="replace")) for text in texts) // 4 + 1
+        with self._requests.one(request_id):
+            if (wait_s := self._limits.wait_s(tokens, time.monotonic())) > 0:
+                raise EngineBusy(f"the server may be asked again in {math.ceil(wait_s)} s")
+            self._limits.send(tokens, time.monotonic())
+            return await self._meant(self._endpoint.post(path, body, within_s=self._first_token_s))
 
     async def abort(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
-        if request is None or request.aborted:
-            return
-        request.aborted = True
-        if request.reading is not None:
-            request.reading.reschedule(asyncio.get_running_loop().time())
-        elif request.events is not None:
-            await request.events.aclose()
+        await self._requests.abort(request_id)
 
     # ------------------------------------------------------------------ how it is
 
     def state(self) -> EngineState:
-        ours = [one for one in self._requests.values() if not one.aborted]
-        streaming = sum(one.streaming for one in ours)
-        seen = self._seen
-        if self._dialect.software == "vllm" and self._dead is None:
+        if self._kind == "vllm" and self._dead is None:
             self._look()
-        if seen is None or time.monotonic() - seen.at > 3 * STATE_S:
-            seen = _Seen(0.0, 0, 0, 0.0)
+        others = self._neighbours.at(time.monotonic())
+        streaming = self._requests.streaming
         return EngineState(
-            running=streaming + seen.running,
-            waiting=len(ours) - streaming + seen.waiting,
+            running=streaming + others.running,
+            waiting=self._requests.count - streaming + others.waiting,
             max_running=self._concurrency,
-            kv_cache_usage=seen.kv_cache_usage,
+            kv_cache_usage=others.kv_cache_usage,
             ttft_ms=self._meter.ttft_ms,
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             prefix_hit_rate=self._meter.prefix_hit_rate,
         )
 
+    def _look(self) -> None:
+        """Read vLLM's counters, if it is time: a later call of `state` has them."""
+        if (self._looking is None or self._looking.done()) and self._neighbours.stale(time.monotonic()):
+            self._looking = asyncio.create_task(self._read_counters())
+
+    async def _read_counters(self) -> None:
+        try:
+            text = await self._endpoint.get_text(f"{self._endpoint.root}/metrics")
+        except EngineError:
+            text = ""
+        self._neighbours.learn(text, self._requests.count, time.monotonic())
+
     def busy_s(self, tokens: int) -> float:
         """Seconds until a request of so many tokens, prompt and answer, may be sent; infinite while the server is
         away."""
-        if self._dead is not None:
-            return math.inf
-        return self._limits.wait_s(tokens, time.monotonic())
+        return math.inf if self._dead is not None else self._limits.wait_s(tokens, time.monotonic())
 
     async def returned(self) -> None:
         """Wait until a server that went away is there again."""
@@ -382,14 +366,34 @@ class OpenAIEngine:
         for task in (self._looking, self._returning):
             if task is not None:
                 task.cancel()
-        for request in self._requests.values():
-            if request.reading is not None:
-                request.reading.reschedule(asyncio.get_running_loop().time())
+        await self._requests.abort_all()
         await self._endpoint.close()
 
     def _require_alive(self) -> None:
         if self._dead is not None:
             raise EngineDead(self._dead.message)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            self._require_alive()
+
+    async def _meant(self, asked: Awaitable[Found]) -> Found:
+        try:
+            return await asked
+        except EngineError as error:
+            raise await self._meaning(error) from None
+
+    async def _meaning(self, error: EngineError) -> EngineError:
+        """An error, or that the server is away, if that is what it comes from."""
+        if error.wire_code in _DOUBTFUL:
+            try:
+                self._require_alive()
+                await self._endpoint.health()
+            except EngineDead as dead:
+                error = dead
+        if isinstance(error, EngineDead) and not self._closed:
+            self._lost(error)
+        return error
 
     def _lost(self, error: EngineDead) -> None:
         """The server is away, or does not let us in: look for it until it is there again."""
@@ -407,40 +411,13 @@ class OpenAIEngine:
             pause_s = min(pause_s * 2, AGAIN_MAX_S)
             try:
                 await self._endpoint.health()
-                if any(one.name == self._model for one in await self._endpoint.models()):
-                    break
+                await self._find(await self._endpoint.models())
+                break
             except EngineError as error:
                 log.debug("server_still_lost", url=self._endpoint.url, error=error.message)
         self._dead = None
         self._there.set()
         log.info("server_back", url=self._endpoint.url, model=self._model)
-
-    def _look(self) -> None:
-        """Read vLLM's counters, if it is time: another turn of `state` has them."""
-        seen, now = self._seen, time.monotonic()
-        if (self._looking is None or self._looking.done()) and (seen is None or now - seen.at > STATE_S):
-            self._looking = asyncio.create_task(self._read_counters())
-
-    async def _read_counters(self) -> None:
-        with contextlib.suppress(EngineError):
-            text = await self._endpoint.get_text(f"{self._endpoint.root}/metrics")
-            ours = sum(not one.aborted for one in self._requests.values())
-            running, waiting, usage = (
-                _total(text, name) for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-            )
-            others = max(int(running + waiting) - ours, 0)
-            queued = min(int(waiting), others)
-            self._seen = _Seen(time.monotonic(), others - queued, queued, min(usage, 1.0))
-
-
-def _total(text: str, name: str) -> float:
-    """The sum of one of vLLM's gauges over its engines."""
-    marker, total = f"vllm:{name}{{", 0.0
-    for line in text.splitlines():
-        if line.startswith(marker):
-            with contextlib.suppress(ValueError):
-                total += float(line.rpartition(" ")[2])
-    return total
 
 
 def _guessed_tokens(prompt: Prompt) -> int:
@@ -449,12 +426,3 @@ def _guessed_tokens(prompt: Prompt) -> int:
         return len(prompt.token_ids)
     parts = [prompt.text] if prompt.text is not None else [str(one.get("content")) for one in prompt.messages or ()]
     return sum(len(part.encode(errors="replace")) for part in parts if part) // 4 + 1
-
-
-def _with_text(chunk: Chunk, text: str) -> Chunk:
-    return Chunk(
-        text=text,
-        token_ids=chunk.token_ids,
-        prompt_tokens=chunk.prompt_tokens,
-        completion_tokens=chunk.completion_tokens,
-    )

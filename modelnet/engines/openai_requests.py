@@ -1,217 +1,106 @@
-"""Requests in OpenAI's protocol, and how their answers are read. Pure: `modelnet.engines.endpoint` carries them.
+"""Requests in OpenAI's protocol, and what different servers understand of it. Pure: `modelnet.engines.endpoint` carries
+them, `modelnet.engines.openai_answers` reads what comes back.
 
-Servers understand more or less of it, see `Dialect`. What one does not understand it mostly passes over in silence, so
-nothing is sent that it is not known to take.
+What a server does not understand it mostly passes over in silence, so nothing is sent that it is not known to take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from collections.abc import Mapping
+from typing import Any
 
-from modelnet.engines.base import Chunk, EngineBusy, EngineError, FinishReason, Prompt, Sampling, Unsupported
-from modelnet.engines.endpoint import Software
+from modelnet.engines.base import Ability, Grammar, Prompt, Sampling
+from modelnet.engines.endpoint import Route, Software
 
-__all__ = ["MOST_STOPS", "Answer", "Dialect", "Feature", "request_body"]
+__all__ = ["MOST_STOPS", "abilities_of", "request_body"]
 
-Feature = Literal["top_k", "seed", "usage", "token_ids"]
-"""What a server may lack, by the names that a workers file has for it."""
-
-FEATURES: Mapping[Software, frozenset[Feature]] = {
-    "vllm": frozenset({"top_k", "seed", "usage", "token_ids"}),
-    "llama.cpp": frozenset({"top_k", "seed", "usage"}),
-    "ollama": frozenset({"seed", "usage"}),
-    "other": frozenset({"seed", "usage"}),
-}
 MOST_STOPS = 4
 """Stop strings that a server takes in one request; more are looked for here."""
-_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "eos": "stop", "repetition": "stop"}
+
+_BEYOND: Mapping[Software, frozenset[Ability]] = {
+    "vllm": frozenset({"top_k", "seed", "tokens", "choices", "logprobs", "penalties", "json", "grammar", "tools"}),
+    "llama.cpp": frozenset({"top_k", "seed", "json", "tools"}),
+    "ollama": frozenset({"seed", "json", "tools"}),
+    "other": frozenset({"seed", "choices", "json", "tools", "logprobs"}),
+}
+"""What servers that generate do beyond answering."""
+_ROUTES: Mapping[Route, Ability] = {
+    "completions": "prompt",
+    "chat": "chat",
+    "embeddings": "embed",
+    "rerank": "score",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """What of the protocol a server understands."""
-
-    software: Software
-    features: frozenset[Feature]
-
-    @classmethod
-    def of(cls, software: Software, lacks: Sequence[str] = ()) -> Dialect:
-        """That of a server, less what it is said to lack."""
-        return cls(software, FEATURES[software] - frozenset(lacks))
-
-    def require(self, sampling: Sampling) -> None:
-        """Raises `Unsupported` for what this server does not do."""
-        wanted: list[tuple[Feature, bool]] = [
-            ("top_k", sampling.top_k > 0),
-            ("seed", sampling.seed is not None),
-        ]
-        for feature, asked in wanted:
-            if asked and feature not in self.features:
-                raise Unsupported(f"this server does not know {feature}")
+def abilities_of(software: Software, routes: frozenset[Route]) -> frozenset[Ability]:
+    """What a server can do by its kind and the routes that it has."""
+    can: set[Ability] = set()
+    if routes & {"completions", "chat"}:
+        can |= {"generate", *_BEYOND[software]}
+        if "chat" not in routes:
+            can -= {"tools"} if software == "vllm" else {"tools", "json"}
+    can |= {ability for route, ability in _ROUTES.items() if route in routes}
+    return frozenset(can)
 
 
 def request_body(
     model: str,
     prompt: Prompt,
     sampling: Sampling,
-    dialect: Dialect,
+    software: Software,
     *,
     max_model_len: int | None,
-    begun: str = "",
+    usage: bool = True,
     limit: str = "max_tokens",
 ) -> dict[str, Any]:
-    """A request for a stream. `begun`: of the answer to a chat, to be continued. `limit`: what this server calls the
-    most tokens of an answer. Raises `Unsupported`."""
-    dialect.require(sampling)
+    """A request for a stream of what `abilities_of` the server has. `max_model_len`: None if unknown. `usage`: whether
+    it is asked what it used. `limit`: what it calls the most tokens of an answer."""
     most = sampling.max_tokens if max_model_len is None else min(sampling.max_tokens, max_model_len - 1)
     body: dict[str, Any] = {"model": model, "stream": True, limit: most, "temperature": sampling.temperature}
     if prompt.messages is None:
         body["prompt"] = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
     else:
         body["messages"] = [*map(dict, prompt.messages)]
-        if begun:
-            body["messages"].append({"role": "assistant", "content": begun})
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-    if sampling.top_p < 1.0:
-        body["top_p"] = sampling.top_p
-    if sampling.top_k:
-        body["top_k"] = sampling.top_k
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed
+    if prompt.tools:
+        body |= {"tools": [*map(dict, prompt.tools)], "tool_choice": prompt.tool_choice}
+    given = {
+        "n": (sampling.n, 1),
+        "top_p": (sampling.top_p, 1.0),
+        "top_k": (sampling.top_k, 0),
+        "min_p": (sampling.min_p, 0.0),
+        "seed": (sampling.seed, None),
+        "presence_penalty": (sampling.presence_penalty, 0.0),
+        "frequency_penalty": (sampling.frequency_penalty, 0.0),
+        "repetition_penalty": (sampling.repetition_penalty, 1.0),
+    }
+    body |= {name: value for name, (value, default) in given.items() if value != default}
     if 0 < len(sampling.stop) <= MOST_STOPS:
         body["stop"] = list(sampling.stop)
-    if "usage" in dialect.features:
+    if sampling.logprobs is not None:
+        chat = prompt.messages is not None
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs} if chat else {"logprobs": sampling.logprobs}
+    if sampling.grammar is not None:
+        body |= _form(sampling.grammar, software)
+    if usage:
         body["stream_options"] = {"include_usage": True}
-        if dialect.software == "vllm":
+        if software == "vllm":
             body["stream_options"]["continuous_usage_stats"] = True
-    if "token_ids" in dialect.features:
+    if software == "vllm":
         body["return_token_ids"] = True
     return body
 
 
-@dataclass(slots=True)
-class Answer:
-    """What came of one request. The end is held back until the server has said what it used."""
-
-    most_tokens: int
-    prompt_tokens: int
-    """Guessed until the server tells."""
-    completion_tokens: int = 0
-    finish: FinishReason | None = None
-    usage_odd: bool = field(default=False)
-    """Whether the server said of its use what can't be."""
-    cached_tokens: int = 0
-    _told: int | None = None
-    _texts: int = 0
-
-    def read(self, event: Mapping[str, Any]) -> Chunk | None:
-        """The chunk of an event, None if nothing is in it for a reader. Raises `EngineError` for what breaks the
-        protocol."""
-        self._note_usage(event.get("usage"))
-        choices = event.get("choices")
-        if not isinstance(choices, list):
-            raise _bad("an event without choices", event)
-        if not choices:
-            return None
-        choice = choices[0]
-        if not isinstance(choice, dict):
-            raise _bad("a choice that is no object", choice)
-        delta = choice.get("delta")
-        text = (delta.get("content") if isinstance(delta, dict) else choice.get("text")) or ""
-        if not isinstance(text, str):
-            raise _bad("text that is no string", text)
-        text = _whole(text)
-        ids = _token_ids(choice.get("token_ids"))
-        self._count(event, text, ids)
-        reason = choice.get("finish_reason")
-        if reason is not None:
-            self.finish = _finish(reason)
-        if not text and not ids:
-            return None
-        return Chunk(
-            text=text,
-            token_ids=ids,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-        )
-
-    def end(self, text: str = "", finish: FinishReason | None = None) -> Chunk:
-        """The last chunk. `finish`: why it ends, if that was decided here. Raises `EngineError` if the stream broke
-        off."""
-        reason = finish or self.finish
-        if reason is None:
-            raise EngineError("the server's stream ends in the middle of the answer", code="connection_lost")
-        if finish is None and self._told is not None:
-            self.completion_tokens = self._told
-        return Chunk(
-            text=text,
-            token_ids=(),
-            finish_reason=reason,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-        )
-
-    def _count(self, event: Mapping[str, Any], text: str, ids: tuple[int, ...]) -> None:
-        """Tokens so far: as the server tells, else the ids that came, else one for each piece of text."""
-        self._texts += bool(text)
-        told = event.get("usage")
-        running = told.get("completion_tokens") if isinstance(told, dict) else None
-        if ids:
-            self.completion_tokens += len(ids)
-        elif self._plausible(running):
-            self.completion_tokens = max(self.completion_tokens, running)
-        elif text:
-            self.completion_tokens += 1
-
-    def _plausible(self, tokens: Any) -> TypeGuard[int]:
-        least = 1 if self._texts else 0
-        return isinstance(tokens, int) and not isinstance(tokens, bool) and least <= tokens <= self.most_tokens
-
-    def _note_usage(self, usage: Any) -> None:
-        if usage is None:
-            return
-        prompt = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        told = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not isinstance(prompt, int) or isinstance(prompt, bool) or not 0 < prompt < 2**31:
-            self.usage_odd = True
-            return
-        self.prompt_tokens = prompt
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        if isinstance(cached, int) and 0 <= cached <= prompt:
-            self.cached_tokens = cached
-        if self._plausible(told):
-            self._told = told
-        elif self.finish is not None:
-            self.usage_odd = True
-
-
-def _finish(reason: Any) -> FinishReason:
-    if reason in _REASONS:
-        return _REASONS[reason]
-    if reason == "content_filter":
-        raise EngineError("the server's filter stopped the answer", code="filtered")
-    if reason == "abort":
-        raise EngineBusy("the server gave the request up")
-    raise _bad("an end for a reason that nobody knows", reason)
-
-
-def _token_ids(found: Any) -> tuple[int, ...]:
-    if found is None:
-        return ()
-    if not isinstance(found, list) or not all(isinstance(one, int) for one in found):
-        raise _bad("token ids that are no numbers", found)
-    return tuple(found)
-
-
-def _whole(text: str) -> str:
-    """Halves of a character, which JSON may hold and no message can, become U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _bad(what: str, found: Any) -> EngineError:
-    return EngineError(f"the server streams {what}: {repr(found)[:120]}", code="bad_answer")
+def _form(grammar: Grammar, software: Software) -> dict[str, Any]:
+    """The form that an answer must have, as this server is told of it."""
+    if software == "vllm":
+        forms = {
+            "json": grammar.json_schema,
+            "json_object": grammar.json_object or None,
+            "regex": grammar.regex,
+            "choice": list(grammar.choice) or None,
+        }
+        return {"structured_outputs": {name: form for name, form in forms.items() if form is not None}}
+    if grammar.json_schema is None:
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "answer", "schema": dict(grammar.json_schema), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}

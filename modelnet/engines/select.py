@@ -12,7 +12,7 @@ from modelnet.engines.weights import count_parameters
 
 __all__ = ["EngineKind", "open_engine"]
 
-EngineKind = Literal["auto", "vllm", "vllm-async", "numpy", "openai"]
+EngineKind = Literal["auto", "vllm", "vllm-async", "numpy", "openai", "function"]
 
 # Below this a model is stepped in this process on a CPU; above it a process of its own pays for itself.
 SMALL_PARAMETERS = 50_000_000
@@ -27,7 +27,8 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
 
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
     by machine and size. `options` are vLLM's engine arguments; NumPy knows max_model_len and max_num_seqs of them.
-    `openai` asks a server that runs: `options` are those of `OpenAIEngine`, with the `url` of its API.
+    `openai` asks a server that runs: `options` are those of `OpenAIEngine`, with the `url` of its API. `function` calls
+    what the Python file `model` defines.
     Raises `EngineUnavailable`, saying what to install.
     """
     if kind == "auto":
@@ -40,6 +41,11 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
         from modelnet.engines.openai import OpenAIEngine
 
         return OpenAIEngine(model, **options)
+    if kind == "function":
+        from modelnet.engines.function import FunctionEngine, load_functions
+
+        functions: dict[str, Any] = dict(load_functions(model))
+        return FunctionEngine(Path(model).name, **functions, **options)
     if kind == "numpy":
         if unknown := sorted(options.keys() - set(_NUMPY_OPTIONS)):
             raise EngineUnavailable(f"the NumPy engine has no option {', '.join(unknown)}")

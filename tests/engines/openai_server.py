@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from modelnet.engines import BadPrompt, BadSampling, Chunk, Engine, EngineDead, Prompt, Sampling
+from modelnet.engines import BadPrompt, BadSampling, Chunk, Engine, EngineDead, Prompt, PromptTooLong, Sampling
 
 __all__ = ["Fault", "OpenAIServer"]
 
@@ -131,9 +131,10 @@ class OpenAIServer:
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
-        prompt = (
-            Prompt(text=body["prompt"]) if "prompt" in body else Prompt(messages=tuple(map(dict, body["messages"])))
-        )
+        if body.get("add_special_tokens") is False:
+            return JSONResponse({"tokens": await self.engine.encode(Prompt(token_ids=()), body["prompt"])})
+        chat = "messages" in body
+        prompt = Prompt(messages=tuple(body["messages"])) if chat else Prompt(text=body["prompt"])
         try:
             tokens = await self.engine.encode(prompt)
         except BadPrompt as error:
@@ -195,6 +196,8 @@ class OpenAIServer:
             firsts = [await anext(stream) for stream in streams]
         except BadSampling as error:
             return _complaint(400, error.message, param="temperature")
+        except PromptTooLong as error:
+            return _complaint(400, f"This model's maximum context length is less: {error.message}")
         except BadPrompt as error:
             return _complaint(400, error.message)
         except EngineDead as error:
@@ -247,7 +250,7 @@ class OpenAIServer:
         choice: dict[str, Any] = {"index": index, "finish_reason": chunk.finish_reason}
         choice |= {"delta": {"content": chunk.text}} if chat else {"text": chunk.text}
         if self.vllm and body.get("return_token_ids"):
-            choice["token_ids"] = list(chunk.token_ids)
+            choice["token_ids"] = list(chunk.token_ids or ())
         event: dict[str, Any] = {"object": "chunk", "model": self.model, "choices": [choice]}
         if self.vllm and body.get("stream_options", {}).get("continuous_usage_stats"):
             event["usage"] = {"prompt_tokens": chunk.prompt_tokens, "completion_tokens": chunk.completion_tokens}
