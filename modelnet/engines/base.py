@@ -394,6 +394,10 @@ class Engine(Protocol):
     def state(self) -> EngineState:
         """Cheap: called for every bid."""
 
+    def wait_s(self, tokens: int) -> float:
+        """Seconds until a request of so many tokens, prompt and answer, may be given to it: 0 for now, infinite while
+        it can't serve. Cheap: asked before every bid."""
+
     async def health(self) -> None:
         """Raises `EngineDead` if the engine can't serve."""
 

@@ -14,6 +14,7 @@ import asyncio
 import importlib.util
 import inspect
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -227,6 +228,9 @@ class FunctionEngine:
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
         )
+
+    def wait_s(self, tokens: int) -> float:
+        return 0.0 if self._dead is None else math.inf
 
     async def health(self) -> None:
         self._require_alive()

@@ -341,9 +341,8 @@ class OpenAIEngine:
             text = ""
         self._neighbours.learn(text, self._requests.count, time.monotonic())
 
-    def busy_s(self, tokens: int) -> float:
-        """Seconds until a request of so many tokens, prompt and answer, may be sent; infinite while the server is
-        away."""
+    def wait_s(self, tokens: int) -> float:
+        """By the server's limits and those that were given; infinite while it is away."""
         return math.inf if self._dead is not None else self._limits.wait_s(tokens, time.monotonic())
 
     async def returned(self) -> None:

@@ -326,11 +326,11 @@ async def test_a_429_is_waited_out(engine: OpenAIEngine, server: OpenAIServer) -
     with pytest.raises(EngineBusy, match="asked again"):
         await answer(engine)
     assert len(server.asked) == 1
-    wait_s = engine.busy_s(10)
+    wait_s = engine.wait_s(10)
     assert 0 < wait_s <= 0.3
     await engine.health()
     await asyncio.sleep(wait_s)
-    assert engine.busy_s(10) == 0
+    assert engine.wait_s(10) == 0
     assert text_of(await answer(engine)) == CHAIN[1:]
 
 
@@ -341,7 +341,7 @@ async def test_limits_that_were_given_are_kept(server: OpenAIServer) -> None:
         await answer(engine)
     with pytest.raises(EngineBusy):
         await answer(engine)
-    assert engine.busy_s(10) > 50
+    assert engine.wait_s(10) > 50
     await engine.close()
 
 
@@ -350,8 +350,8 @@ async def test_tokens_that_were_not_used_are_given_back(server: OpenAIServer) ->
     await engine.start()
     for _ in range(3):
         await answer(engine, sampling=Sampling(temperature=0, max_tokens=60))
-    assert engine.busy_s(60) == 0
-    assert engine.busy_s(99) > 50
+    assert engine.wait_s(60) == 0
+    assert engine.wait_s(99) > 50
     await engine.close()
 
 
@@ -362,13 +362,13 @@ async def test_a_server_that_goes_away_is_found_again(engine: OpenAIEngine, serv
     with pytest.raises(EngineDead):
         async for _ in stream:
             pass
-    assert engine.busy_s(1) == float("inf")
+    assert engine.wait_s(1) == float("inf")
     for broken in (engine.health(), answer(engine)):
         with pytest.raises(EngineDead):
             await broken
     await server.start()
     await asyncio.wait_for(engine.returned(), PATIENCE_S)
-    assert engine.busy_s(1) == 0
+    assert engine.wait_s(1) == 0
     await engine.health()
     assert text_of(await answer(engine)) == CHAIN[1:]
 
