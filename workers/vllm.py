@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,13 @@ from modelnet.engines import (
     load_recipe,
     open_engine,
 )
+from modelnet.engines.experience import Experience
+from modelnet.engines.prediction import Ask, Predicted, Predictor
+from modelnet.engines.prefix_cache import PrefixCache
 from modelnet.errors import UsageError
+from modelnet.estimates import Forecast
 from modelnet.messages import Features
-from modelnet.settings import Settings
+from modelnet.settings import Settings, settings
 from modelnet.worker import BACKLOG
 
 __all__ = ["ModelConfig", "Served", "make_app", "read_config"]
@@ -49,6 +55,10 @@ log = structlog.get_logger("vllm_worker")
 FILE_VARIABLE = "MODELNET_WORKERS_FILE"
 SPECIALISTS = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "workers.toml"
 """What a checkout serves unless told otherwise."""
+
+
+KEPT_EVERY = 64
+"""Requests after which what was learned is written, so that little is lost with a process that is killed."""
 
 
 class ModelConfig(BaseModel):
@@ -98,6 +108,9 @@ class Served:
             name, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
         )
         self._requests = 0
+        self._predictor, self._cache = Predictor(), PrefixCache()
+        learned = (network or settings()).data / "learned"
+        self._experience = Experience(learned, name, config.model, self.engine.software)
         if recipe is not None:
             self._declare_recipe(recipe)
         else:
@@ -155,16 +168,24 @@ class Served:
         """Pieces of text, each with the finish reason once there is one; the request is freed however this ends."""
         self._requests += 1
         request = f"{ctx.tenant}/{ctx.task}/{ctx.attempt}/{self._requests}"
-        used = (0, 0)
+        used = (0, 0, 0)
+        whole = False
         try:
+            # Of a tenant's own: how soon an answer begins would tell whether others' prompts begin like its own.
+            asked, wanted = replace(prompt(), cache_salt=ctx.tenant), sampling()
+            self._begin(ctx, request, wanted.max_tokens)
             if ctx.resume is None:
-                chunks = self.engine.generate(request, prompt(), sampling())
+                chunks = self.engine.generate(request, asked, wanted)
             else:
                 ids = ctx.resume.tokens if ctx.resume.model == self._model else None
-                chunks = continued(self.engine, request, prompt(), sampling(), ctx.resume.text, ids)
+                chunks = continued(self.engine, request, asked, wanted, ctx.resume.text, ids)
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    used = (chunk.prompt_tokens, chunk.completion_tokens)
+                    if not used[0]:
+                        self._predictor.first(request, chunk.prompt_tokens, chunk.cached_tokens, time.monotonic())
+                    self._predictor.token(request, chunk.completion_tokens - used[1])
+                    used = (chunk.prompt_tokens, chunk.completion_tokens, chunk.cached_tokens)
+                    whole = chunk.finish_reason in ("stop", "length")
                     yield Piece(chunk.text, chunk.token_ids), chunk.finish_reason
         except (BadPrompt, BadSampling) as error:
             # Another model may have a longer context or a chat template.
@@ -175,21 +196,50 @@ class Served:
             signal.raise_signal(signal.SIGTERM)
             raise Reject(error.message, code=error.wire_code, retryable=True) from None
         finally:
-            ctx.count(prompt_tokens=used[0], completion_tokens=used[1])
+            self._predictor.end(request, used[1] if whole else None, time.monotonic())
+            if self._requests % KEPT_EVERY == 0:
+                self.keep()
+            ctx.count(prompt_tokens=used[0], completion_tokens=used[1], cached_tokens=used[2])
 
-    def _estimate(self, default_tokens: int) -> Callable[[Features], tuple[float, float] | None]:
-        """(p50, p90) in ms from the engine's state: its queue, measured time to first token, and measured speed."""
+    # ------------------------------------------------------------------ what it bids with
 
-        def estimate(features: Features) -> tuple[float, float] | None:
-            state = self.engine.state()
-            if state.ttft_ms is None or not state.decode_tokens_per_s:
-                return None
+    async def start(self) -> None:
+        """Load the model, and recall how long it took when it ran before."""
+        await self.engine.start()
+        recalled = self._experience.recall(self._predictor)
+        log.info("engine_started", model=self.config.model, engine=type(self.engine).__name__, experienced=recalled)
+
+    async def close(self) -> None:
+        """Keep what was learned, and free the engine."""
+        self.keep()
+        await self.engine.close()
+
+    def keep(self) -> None:
+        """Write what was learned of its times where the next run finds it."""
+        self._experience.keep(self._predictor, self.engine.state())
+
+    def _begin(self, ctx: Context, request: str, max_tokens: int) -> None:
+        """A request is about to go to the engine: it counts in what is bid from now on, and what is cached."""
+        said = ctx.bid.forecast if ctx.bid is not None and ctx.resume is None else None
+        predicted = said if isinstance(said, Predicted) else None
+        ask = predicted.ask if predicted is not None else Ask(0, 0, max_tokens)
+        self._predictor.begin(request, ask, predicted, time.monotonic())
+        state = self.engine.state()
+        if ctx.bid is not None and state.caches_prefixes:
+            bytes_per_token = 1 / max(self._predictor.tokens_per_byte, 1e-3)
+            features, answer = ctx.bid.features, self._predictor.answer_tokens(max_tokens) * bytes_per_token
+            room = state.kv_cache_tokens * bytes_per_token
+            self._cache.put(features.prefix, features.prompt_bytes or 0, int(answer), room)
+
+    def _estimate(self, default_tokens: int) -> Callable[[Features], Forecast | None]:
+        """A forecast from the engine's state, its measured steps, and what its prefix cache is believed to hold."""
+
+        def estimate(features: Features) -> Forecast | None:
             value = sketch(features.shape) if features.shape is not None else {}
             tokens = value.get("max_tokens") if isinstance(value, dict) else None
-            decode_ms = (tokens or default_tokens) / state.decode_tokens_per_s * 1e3
-            queued_ms = state.waiting / max(state.max_running, 1) * (state.ttft_ms + decode_ms)
-            longest = queued_ms + state.ttft_ms + decode_ms
-            return longest, longest * 2
+            size = features.input_bytes if features.prompt_bytes is None else features.prompt_bytes
+            ask = Ask(size, self._cache.known_bytes(features.prefix), tokens or default_tokens)
+            return self._predictor.predict(ask, self.engine.state(), time.monotonic())
 
         return estimate
 
@@ -211,12 +261,11 @@ def make_app(path: Path) -> FastStream:
 
     async def start() -> None:
         for one in served:
-            await one.engine.start()
-            log.info("engine_started", model=one.config.model, engine=type(one.engine).__name__)
+            await one.start()
 
     async def close() -> None:
         for one in served:
-            await one.engine.close()
+            await one.close()
 
     return worker_app(*(one.worker for one in served), before=start, after=close)
 

@@ -18,6 +18,7 @@ from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
 from modelnet.engines.prompts import checked_token_ids
 from modelnet.engines.stepping import StepThread
+from modelnet.engines.steps import StepModel
 from modelnet.engines.thread_engine import ThreadEngine
 from modelnet.engines.tokenizer import FolderTokenizer, TextStream
 
@@ -65,6 +66,7 @@ class NumpyCore:
         self._waiting: deque[_Request] = deque()
         self._running: dict[str, _Request] = {}
         self._meter = Meter()
+        self._steps = StepModel()
         self._llama: Llama | None = None
         self._tokenizer: FolderTokenizer | None = None
         self._vocab = 0
@@ -88,7 +90,7 @@ class NumpyCore:
         assert self._tokenizer is not None
         return self._tokenizer.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def add(self, key: str, token_ids: list[int], sampling: Sampling, cache_salt: str | None) -> None:
         assert self._tokenizer is not None
         text = TextStream(self._tokenizer.tokenizer, token_ids, sampling.stop)
         random = np.random.default_rng(sampling.seed)
@@ -116,7 +118,9 @@ class NumpyCore:
         logits = self._llama.forward([self._span(request) for request in batch])
         now = time.monotonic()
         new = [r for r in batch if not r.token_ids]
-        self._meter.prefill(sum(len(r.prompt_ids) for r in new), now - began)
+        prefill = sum(len(r.prompt_ids) for r in new)
+        self._meter.prefill(prefill, now - began)
+        self._steps.learn(len(batch) - len(new), prefill, self._held(), now - began)
         items: list[tuple[str, Chunk | EngineError]] = []
         for request, row in zip(batch, logits, strict=True):
             if request.token_ids:
@@ -152,9 +156,12 @@ class NumpyCore:
             completion_tokens=len(request.token_ids),
         )
 
+    def _held(self) -> int:
+        """Tokens in the cache."""
+        return sum(request.length for request in list(self._running.values()))
+
     def state(self) -> EngineState:
-        running = list(self._running.values())
-        held = sum(request.length for request in running)
+        running, held = list(self._running.values()), self._held()
         return EngineState(
             running=len(running),
             waiting=len(self._waiting),
@@ -163,6 +170,7 @@ class NumpyCore:
             ttft_ms=self._meter.ttft_ms,
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            steps=self._steps,
         )
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class ThreadEngine:
             self._require_alive()
             stream.prompt_tokens = len(token_ids)
             if not stream.aborted:  # while it was being tokenized
-                self._thread.call(self._add, stream.key, token_ids, sampling)
+                self._thread.call(self._add, stream.key, token_ids, sampling, prompt.cache_salt)
                 added = True
             while True:
                 item = await stream.items.get()
@@ -200,9 +200,9 @@ class ThreadEngine:
             self._live.difference_update(key for key, item in items if _ends(item))
             self._post(self._deliver, items)
 
-    def _add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def _add(self, key: str, token_ids: list[int], sampling: Sampling, cache_salt: str | None) -> None:
         try:
-            self._core.add(key, token_ids, sampling)
+            self._core.add(key, token_ids, sampling, cache_salt)
         except EngineError as error:
             self._post(self._deliver, [(key, error)])
         else:

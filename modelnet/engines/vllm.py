@@ -81,6 +81,7 @@ class VllmCore:
         self._encoder = _encoder(engine)
         self.max_model_len = engine.vllm_config.model_config.max_model_len
         self._max_running = engine.vllm_config.scheduler_config.max_num_seqs
+        self._probe.configured(engine.vllm_config)
         self._engine = engine
 
     def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
@@ -91,12 +92,12 @@ class VllmCore:
         assert self._encoder is not None
         return self._encoder.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def add(self, key: str, token_ids: list[int], sampling: Sampling, cache_salt: str | None) -> None:
         from vllm.exceptions import VLLMClientError
 
         params = sampling_params(sampling)
         try:
-            self._ids[key] = self._engine.add_request(key, token_input(token_ids), params)
+            self._ids[key] = self._engine.add_request(key, token_input(token_ids, cache_salt), params)
         except (VLLMClientError, ValueError) as error:
             raise BadPrompt(f"vLLM refused the request: {error}") from error
         self._counters[key] = Counter(len(token_ids))
@@ -104,12 +105,15 @@ class VllmCore:
     def abort(self, keys: Iterable[str]) -> None:
         if ids := [self._ids.pop(key) for key in keys if self._counters.pop(key, None)]:
             self._engine.abort_request(ids, internal=True)
+        if not self._ids:
+            self._probe.idle()
 
     def busy(self) -> bool:
         return bool(self._ids)
 
     def step(self) -> list[tuple[str, Chunk | EngineError]]:
         items: list[tuple[str, Chunk | EngineError]] = []
+        self._probe.step_begins()
         for output in self._engine.step():
             key = output.request_id
             counter = self._counters.get(key)
@@ -193,6 +197,7 @@ class VllmAsyncEngine:
         self._encoder = _encoder(llm)
         self._max_model_len = llm.vllm_config.model_config.max_model_len
         self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
+        self._probe.configured(llm.vllm_config)
         self._llm = llm
 
     def _load(self) -> Any:
@@ -232,7 +237,9 @@ class VllmAsyncEngine:
                 yield aborted(len(token_ids))
                 return
             counter = Counter(len(token_ids))
-            outputs = self._llm.generate(token_input(token_ids), sampling_params(sampling), request_id)
+            outputs = self._llm.generate(
+                token_input(token_ids, prompt.cache_salt), sampling_params(sampling), request_id
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     item = counter.chunk(output)
