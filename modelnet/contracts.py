@@ -92,11 +92,19 @@ def features_of(
     of those it marks `x-prefix`, if there is a key to make them with."""
     shape = _shape(value, schema)
     if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
-        shape = None
+        # Which properties are there, the public ones, and the lengths of texts: what most prices and times hang on.
+        top = {key: None if _has_parts(part) else part for key, part in shape["object"].items()}
+        shape = {"object": top}
+        if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
+            shape = None
     prefix = prefix_of(value, schema, prefix_key) if prefix_key is not None else None
     if prefix is None:
         return Features.model_construct(input_bytes=size, shape=shape)
     return Features.model_construct(input_bytes=size, shape=shape, prompt_bytes=prefix.size, prefix=prefix.hashes)
+
+
+def _has_parts(shape: Any) -> bool:
+    return isinstance(shape, dict) and "public" not in shape
 
 
 def _shape(value: Any, schema: Any) -> Any:

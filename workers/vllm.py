@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -25,6 +24,7 @@ from modelnet import Context, Piece, Reject, Worker, worker_app
 from modelnet.bus.journal import first_error
 from modelnet.contracts import sketch
 from modelnet.engines import (
+    Ability,
     BadPrompt,
     BadSampling,
     CapabilityRecipe,
@@ -32,16 +32,17 @@ from modelnet.engines import (
     EngineDead,
     EngineError,
     EngineKind,
+    Grammar,
     ModelRecipe,
     Prompt,
     Sampling,
+    Unsupported,
     continued,
     load_recipe,
     open_engine,
 )
 from modelnet.engines.experience import Experience
-from modelnet.engines.prediction import Ask, Predicted, Predictor
-from modelnet.engines.prefix_cache import PrefixCache
+from modelnet.engines.outlook import Outlook
 from modelnet.errors import UsageError
 from modelnet.estimates import Forecast
 from modelnet.messages import Features
@@ -55,10 +56,6 @@ log = structlog.get_logger("vllm_worker")
 FILE_VARIABLE = "MODELNET_WORKERS_FILE"
 SPECIALISTS = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "workers.toml"
 """What a checkout serves unless told otherwise."""
-
-
-KEPT_EVERY = 64
-"""Requests after which what was learned is written, so that little is lost with a process that is killed."""
 
 
 class ModelConfig(BaseModel):
@@ -108,9 +105,8 @@ class Served:
             name, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
         )
         self._requests = 0
-        self._predictor, self._cache = Predictor(), PrefixCache()
         learned = (network or settings()).data / "learned"
-        self._experience = Experience(learned, name, config.model, self.engine.software)
+        self._outlook = Outlook(self.engine, Experience(learned, name, config.model, self.engine.software))
         if recipe is not None:
             self._declare_recipe(recipe)
         else:
@@ -151,7 +147,8 @@ class Served:
             price=price if config.price_per_token else config.price,
             model=self._model,
             estimate=self._estimate(Sampling().max_tokens),
-            continues=True,
+            continues="tokens" in self.engine.abilities,
+            able=lambda input: _needed(input) <= self.engine.abilities,
         )
         async def generate(ctx: Context, input: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
             """Text from a prompt or a chat."""
@@ -181,78 +178,78 @@ class Served:
                 chunks = continued(self.engine, request, asked, wanted, ctx.resume.text, ids)
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    if not used[0]:
-                        self._predictor.first(request, chunk.prompt_tokens, chunk.cached_tokens, time.monotonic())
-                    self._predictor.token(request, chunk.completion_tokens - used[1])
+                    self._outlook.hear(request, chunk)
                     used = (chunk.prompt_tokens, chunk.completion_tokens, chunk.cached_tokens)
                     whole = chunk.finish_reason in ("stop", "length")
                     yield Piece(chunk.text, chunk.token_ids), chunk.finish_reason
-        except (BadPrompt, BadSampling) as error:
+        except (BadPrompt, BadSampling, Unsupported) as error:
             # Another model may have a longer context or a chat template.
-            raise Reject(error.message, code=error.wire_code, retryable=isinstance(error, BadPrompt)) from None
+            raise Reject(error.message, code=error.wire_code, retryable=not isinstance(error, BadSampling)) from None
         except EngineDead as error:
             # A dead engine does not come back in this process: whoever supervises it starts a new one.
             log.error("engine_dead", model=self.config.model, error=error.message)
             signal.raise_signal(signal.SIGTERM)
             raise Reject(error.message, code=error.wire_code, retryable=True) from None
         finally:
-            self._predictor.end(request, used[1] if whole else None, time.monotonic())
-            if self._requests % KEPT_EVERY == 0:
-                self.keep()
+            self._outlook.end(request, whole=whole)
             ctx.count(prompt_tokens=used[0], completion_tokens=used[1], cached_tokens=used[2])
 
-    # ------------------------------------------------------------------ what it bids with
-
     async def start(self) -> None:
-        """Load the model, and recall how long it took when it ran before."""
+        """Load the model, and recall how long its answers took when it ran before."""
         await self.engine.start()
-        recalled = self._experience.recall(self._predictor)
+        recalled = self._outlook.recall()
         log.info("engine_started", model=self.config.model, engine=type(self.engine).__name__, experienced=recalled)
 
     async def close(self) -> None:
-        """Keep what was learned, and free the engine."""
-        self.keep()
+        """Keep what was learned of its times, and free the engine."""
+        self._outlook.keep()
         await self.engine.close()
 
-    def keep(self) -> None:
-        """Write what was learned of its times where the next run finds it."""
-        self._experience.keep(self._predictor, self.engine.state())
-
     def _begin(self, ctx: Context, request: str, max_tokens: int) -> None:
-        """A request is about to go to the engine: it counts in what is bid from now on, and what is cached."""
-        said = ctx.bid.forecast if ctx.bid is not None and ctx.resume is None else None
-        predicted = said if isinstance(said, Predicted) else None
-        ask = predicted.ask if predicted is not None else Ask(0, 0, max_tokens)
-        self._predictor.begin(request, ask, predicted, time.monotonic())
-        state = self.engine.state()
-        if ctx.bid is not None and state.caches_prefixes:
-            bytes_per_token = 1 / max(self._predictor.tokens_per_byte, 1e-3)
-            features, answer = ctx.bid.features, self._predictor.answer_tokens(max_tokens) * bytes_per_token
-            room = state.kv_cache_tokens * bytes_per_token
-            self._cache.put(features.prefix, features.prompt_bytes or 0, int(answer), room)
+        features, said = (ctx.bid.features, ctx.bid.forecast) if ctx.bid is not None else (None, None)
+        self._outlook.begin(request, max_tokens, features, said if ctx.resume is None else None)
 
     def _estimate(self, default_tokens: int) -> Callable[[Features], Forecast | None]:
-        """A forecast from the engine's state, its measured steps, and what its prefix cache is believed to hold."""
-
         def estimate(features: Features) -> Forecast | None:
             value = sketch(features.shape) if features.shape is not None else {}
             tokens = value.get("max_tokens") if isinstance(value, dict) else None
-            size = features.input_bytes if features.prompt_bytes is None else features.prompt_bytes
-            ask = Ask(size, self._cache.known_bytes(features.prefix), tokens or default_tokens)
-            return self._predictor.predict(ask, self.engine.state(), time.monotonic())
+            return self._outlook.expect(features, tokens or default_tokens)
 
         return estimate
 
 
+_PENALTIES = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_AS_THEY_ARE = ("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs", *_PENALTIES)
+
+
+def _needed(input: dict[str, Any]) -> set[Ability]:
+    """What an engine must be able to do for an input, or for one of which only the shape is known."""
+    wants: dict[Ability, bool] = {
+        "choices": input.get("n", 1) > 1,
+        "logprobs": "logprobs" in input,
+        "penalties": any(name in input for name in _PENALTIES),
+        "grammar": "grammar" in input,
+        "tools": "tools" in input,
+    }
+    return {ability for ability, wanted in wants.items() if wanted}
+
+
 def _prompt(input: dict[str, Any]) -> Prompt:
     messages = input.get("messages")
-    return Prompt(text=input.get("prompt"), messages=tuple(messages) if messages is not None else None)
+    return Prompt(
+        text=input.get("prompt"),
+        messages=tuple(messages) if messages is not None else None,
+        tools=tuple(input.get("tools", ())),
+        tool_choice=input.get("tool_choice", "auto"),
+    )
 
 
 def _sampling(input: dict[str, Any]) -> Sampling:
-    given = {key: input[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed") if key in input}
-    stop = input.get("stop") or ()
-    return Sampling(**given, stop=(stop,) if isinstance(stop, str) else tuple(stop))
+    given = {key: input[key] for key in _AS_THEY_ARE if key in input}
+    stop, grammar = input.get("stop") or (), input.get("grammar")
+    if grammar is not None:
+        grammar = Grammar(**{**grammar, "choice": tuple(grammar.get("choice", ()))})
+    return Sampling(**given, stop=(stop,) if isinstance(stop, str) else tuple(stop), grammar=grammar)
 
 
 def make_app(path: Path) -> FastStream:

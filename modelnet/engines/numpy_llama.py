@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modelnet.engines.base import Chunk, EngineError, EngineState, EngineUnavailable, FinishReason, Prompt, Sampling
+from modelnet.engines.base import (
+    Ability,
+    Chunk,
+    EngineError,
+    EngineState,
+    EngineUnavailable,
+    FinishReason,
+    Prompt,
+    Sampling,
+    Unsupported,
+)
 from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
 from modelnet.engines.prompts import checked_token_ids
@@ -57,6 +67,7 @@ class NumpyCore:
     """A `StepCore`."""
 
     software = "NumPy"
+    abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
 
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:
         self.model = model
@@ -66,7 +77,7 @@ class NumpyCore:
         self._waiting: deque[_Request] = deque()
         self._running: dict[str, _Request] = {}
         self._meter = Meter()
-        self._steps = StepModel()
+        self._step_times = StepModel()
         self._llama: Llama | None = None
         self._tokenizer: FolderTokenizer | None = None
         self._vocab = 0
@@ -90,8 +101,10 @@ class NumpyCore:
         assert self._tokenizer is not None
         return self._tokenizer.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling, cache_salt: str | None) -> None:
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         assert self._tokenizer is not None
+        if adapter is not None:
+            raise Unsupported("the NumPy engine has no adapters")
         text = TextStream(self._tokenizer.tokenizer, token_ids, sampling.stop)
         random = np.random.default_rng(sampling.seed)
         self._waiting.append(_Request(key, token_ids, sampling, text, random, time.monotonic()))
@@ -120,7 +133,7 @@ class NumpyCore:
         new = [r for r in batch if not r.token_ids]
         prefill = sum(len(r.prompt_ids) for r in new)
         self._meter.prefill(prefill, now - began)
-        self._steps.learn(len(batch) - len(new), prefill, self._held(), now - began)
+        self._step_times.learn(len(batch) - len(new), prefill, self._held(), now - began)
         items: list[tuple[str, Chunk | EngineError]] = []
         for request, row in zip(batch, logits, strict=True):
             if request.token_ids:
@@ -170,7 +183,7 @@ class NumpyCore:
             ttft_ms=self._meter.ttft_ms,
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
-            steps=self._steps,
+            step_times=self._step_times,
         )
 
     def close(self) -> None:

@@ -195,7 +195,7 @@ class Predictor:
 
     def save(self, state: EngineState) -> dict[str, Any]:
         """What was learned, as plain JSON."""
-        steps = state.steps.save() if state.steps is not None else []
+        steps = state.step_times.save() if state.step_times is not None else []
         return {
             "tokens": self._tokens.save(),
             "kept": self._kept.save(),
@@ -218,12 +218,12 @@ class Predictor:
     # ------------------------------------------------------------------ reckoning
 
     def _pace(self, state: EngineState) -> Pace | None:
-        if state.steps is None:
+        if state.step_times is None:
             return None
         if self._steps is not None:
-            state.steps.recall(self._steps)
+            state.step_times.recall(self._steps)
             self._steps = None
-        return state.steps.pace()
+        return state.step_times.pace()
 
     def _prompt(self, ask: Ask) -> tuple[float, float]:
         """Tokens of a prompt, and those that are not cached."""

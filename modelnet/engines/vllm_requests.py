@@ -235,7 +235,7 @@ class Probe:
             decode_tokens_per_s=self.meter.decode_tokens_per_s,
             prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
             prefix_hit_rate=self.meter.prefix_hit_rate,
-            steps=self.steps,
+            step_times=self.steps,
             kv_cache_tokens=self.kv_cache_tokens,
             caches_prefixes=self.caches_prefixes,
         )

@@ -58,7 +58,7 @@ class Machine:
             waiting=len(self.waiting),
             max_running=self.max_running,
             kv_cache_usage=min(held / self.kv_tokens, 1.0),
-            steps=self.steps,
+            step_times=self.steps,
             kv_cache_tokens=self.kv_tokens,
             caches_prefixes=True,
         )
