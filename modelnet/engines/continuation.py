@@ -73,7 +73,8 @@ async def continued(
     if shown:
         yield replace(nothing, text=shown)
     # Stop strings are looked for here: the engine does not know the text before the border.
-    rest = engine.generate(request_id, Prompt(token_ids=tuple(everything)), replace(sampling, max_tokens=left, stop=()))
+    whole = Prompt(token_ids=tuple(everything), cache_salt=prompt.cache_salt)
+    rest = engine.generate(request_id, whole, replace(sampling, max_tokens=left, stop=()))
     async with aclosing(rest):
         async for chunk in rest:
             shown, stopped = stops.push(chunk.text)
