@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -11,9 +12,9 @@ from modelnet import messages as m
 from modelnet.attempt import BadOutput
 from modelnet.contracts import check, compile_schema, sketch
 from modelnet.errors import Reject
-from modelnet.estimates import RunTimes
+from modelnet.estimates import Accuracy, Forecast, RunTimes
 
-__all__ = ["Able", "Estimate", "Handler", "Price", "Quote", "Served"]
+__all__ = ["Able", "Estimate", "Handler", "Made", "Price", "Quote", "Served"]
 
 log = structlog.get_logger("worker")
 
@@ -21,7 +22,15 @@ Handler = Callable[..., Any]
 Price = int | Callable[[dict[str, Any]], int]
 Quote = Callable[[m.Features], int]
 Able = Callable[[dict[str, Any]], bool]
-Estimate = Callable[[m.Features], tuple[float, float] | None]
+Estimate = Callable[[m.Features], Forecast | tuple[float, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a bid was made of."""
+
+    features: m.Features
+    forecast: Forecast
 
 
 class Served:
@@ -43,6 +52,9 @@ class Served:
     ) -> None:
         self.card, self.contract, self.handler = card, contract, handler
         self.times = RunTimes(expected_ms)
+        self.accuracy, self.first_accuracy = Accuracy(), Accuracy()
+        """Of what its bids said of the whole time, and of that to the first text."""
+        self._last: m.Features | None = None
         self.deposit = deposit
         """What its owner puts up for each task, in micro-credits."""
         self._price, self._quote, self._estimate = price, quote, estimate
@@ -84,10 +96,28 @@ class Served:
             log.warning("price_failed", capability=self.card.pattern, error=repr(error))
             return None
 
-    def expect(self, features: m.Features) -> tuple[float, float]:
-        """(p50, p90) of the time to complete, in ms."""
+    def expect(self, features: m.Features) -> Forecast:
+        """How long a task of these features will take once it begins."""
         told = self._estimate(features) if self._estimate else None
-        return told or self.times.quantiles()
+        if told is None:
+            return Forecast(*self.times.quantiles())
+        return told if isinstance(told, Forecast) else Forecast(*told)
+
+    def typical(self) -> Forecast:
+        """How long a task takes that nothing is known of: as one like the last would now, without what it had in a
+        cache."""
+        return self.expect(self._last) if self._last is not None else Forecast(*self.times.quantiles())
+
+    def learn(self, bid: Made | None, run_ms: float, first_ms: float | None) -> None:
+        """A task was done: how long it took, and what was bid for it."""
+        self.times.learn(run_ms)
+        if bid is None:
+            return
+        self._last = bid.features.model_copy(update={"prefix": b""})
+        said = bid.forecast
+        self.accuracy.note(said.p50_ms, said.p90_ms, run_ms)
+        if first_ms is not None and said.first_ms is not None:
+            self.first_accuracy.note(said.first_ms, said.first_p90_ms or said.first_ms, first_ms)
 
     def takes(self, award: m.Award) -> bool:
         """Whether an award can be worked on: its input keeps the contract, and what it continues can be continued."""

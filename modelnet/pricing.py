@@ -26,7 +26,7 @@ class TokenPrice:
     """Of an answer for which no most was said."""
 
     def __call__(self, features: Features) -> int:
-        """The price for an input of these features. Raises `ValueError` if they don't tell how long the answer may be."""
+        """The price for an input of these features. Raises `ValueError` if they don't tell."""
         answers = self._answer_tokens(features) if self.per_output_token else 0
         tokens = -(-features.input_bytes // BYTES_PER_TOKEN)
         return math.ceil(self.per_task + tokens * self.per_input_token + answers * self.per_output_token)

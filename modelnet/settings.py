@@ -44,6 +44,12 @@ class Settings(BaseSettings):
         description="host:port where this process answers GET /ready. Empty: nowhere.",
     )
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
+    prefix_secret: str = Field(
+        default="",
+        pattern=r"^$|^.{16,}$",
+        repr=False,
+        description="What negotiators key prefix hashes with, the same for all. Empty: they agree on one.",
+    )
     free_tenants: bool = Field(
         default=True, description="Tenants without an account are served for nothing; false: they have no funds."
     )

@@ -134,12 +134,12 @@ class Worker:
         `price`: micro-credits per task, or a function of the input; bidders see the input's shape only, so it gets
         filler of the right lengths. `deposit`: micro-credits that its owner puts up for each task while the worker has
         no history, to be paid by what the answer turns out to be worth (docs/market.md). `quality`: claimed share of
-        good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`:
-        (p50, p90) in ms from the features, for engines that know better than what was measured, or None. `continues`:
-        the handler yields text only, and begins behind `ctx.resume.text` where that is given. `able`: whether it can do
-        an input at all, as the price is told of it: for a model that lacks what the contract has, `False` where the
-        input has it. `ready`: whether it can do one now; until then the worker counts as busy. `quote`: the price from
-        the features, instead of `price`, for what is priced by size.
+        good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`: a
+        `Forecast`, or (p50, p90) in ms, from the features, for engines that know better than what was measured; or
+        None. `continues`: the handler yields text only, and begins behind `ctx.resume.text` where that is given.
+        `able`: whether it can do an input at all, as the price is told of it: for a model that lacks what the contract
+        has, `False` where the input has it. `ready`: whether it can do one now; until then the worker counts as busy.
+        `quote`: the price from the features, instead of `price`, for what is priced by size.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -244,7 +244,16 @@ class Worker:
                     await self._bus.flush(timeout=2)
         for task in list(self._background):
             task.cancel()
+        self._report_accuracy()
         log.info("worker_left", worker=self.id)
+
+    def _report_accuracy(self) -> None:
+        """How good its bids were."""
+        for pattern, served in self._capabilities.items():
+            for of, said in (("whole", served.accuracy), ("first", served.first_accuracy)):
+                if said.coverage is not None and said.median_error is not None:
+                    facts = {"in_p90": round(said.coverage, 3), "median_error": round(said.median_error, 3)}
+                    log.info("forecasts", worker=self.id, capability=pattern, of=of, tasks=said.count, **facts)
 
     async def _drain(self, for_s: float) -> None:
         """Wait until nothing runs and the stream holds every end, unless that takes too long or the server is away."""
@@ -474,6 +483,7 @@ class Worker:
             resume=award.resume,
             _deadline=time.monotonic() + award.remaining_ms / 1e3,
             _client=self._client,
+            bid=self._bidding.made(award),
         )
         bodies = Bodies(self._bus, self._settings)
         return Execution(award, served, context, self._outbox, bodies, pool=self._threads)

@@ -12,6 +12,7 @@ import signal
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ from modelnet.engines import (
     load_recipe,
     open_engine,
 )
+from modelnet.engines.experience import Experience
+from modelnet.engines.outlook import Outlook
 from modelnet.errors import UsageError
+from modelnet.estimates import Forecast
 from modelnet.messages import Features
-from modelnet.settings import Settings
+from modelnet.settings import Settings, settings
 from modelnet.worker import BACKLOG
 
 __all__ = ["ModelConfig", "Served", "make_app", "read_config"]
@@ -101,6 +105,8 @@ class Served:
             name, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
         )
         self._requests = 0
+        learned = (network or settings()).data / "learned"
+        self._outlook = Outlook(self.engine, Experience(learned, name, config.model, self.engine.software))
         if recipe is not None:
             self._declare_recipe(recipe)
         else:
@@ -159,16 +165,22 @@ class Served:
         """Pieces of text, each with the finish reason once there is one; the request is freed however this ends."""
         self._requests += 1
         request = f"{ctx.tenant}/{ctx.task}/{ctx.attempt}/{self._requests}"
-        used = (0, 0)
+        used = (0, 0, 0)
+        whole = False
         try:
+            # Of a tenant's own: how soon an answer begins would tell whether others' prompts begin like its own.
+            asked, wanted = replace(prompt(), cache_salt=ctx.tenant), sampling()
+            self._begin(ctx, request, wanted.max_tokens)
             if ctx.resume is None:
-                chunks = self.engine.generate(request, prompt(), sampling())
+                chunks = self.engine.generate(request, asked, wanted)
             else:
                 ids = ctx.resume.tokens if ctx.resume.model == self._model else None
-                chunks = continued(self.engine, request, prompt(), sampling(), ctx.resume.text, ids)
+                chunks = continued(self.engine, request, asked, wanted, ctx.resume.text, ids)
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    used = (chunk.prompt_tokens, chunk.completion_tokens)
+                    self._outlook.hear(request, chunk)
+                    used = (chunk.prompt_tokens, chunk.completion_tokens, chunk.cached_tokens)
+                    whole = chunk.finish_reason in ("stop", "length")
                     yield Piece(chunk.text, chunk.token_ids), chunk.finish_reason
         except (BadPrompt, BadSampling, Unsupported) as error:
             # Another model may have a longer context or a chat template.
@@ -179,21 +191,29 @@ class Served:
             signal.raise_signal(signal.SIGTERM)
             raise Reject(error.message, code=error.wire_code, retryable=True) from None
         finally:
-            ctx.count(prompt_tokens=used[0], completion_tokens=used[1])
+            self._outlook.end(request, whole=whole)
+            ctx.count(prompt_tokens=used[0], completion_tokens=used[1], cached_tokens=used[2])
 
-    def _estimate(self, default_tokens: int) -> Callable[[Features], tuple[float, float] | None]:
-        """(p50, p90) in ms from the engine's state: its queue, measured time to first token, and measured speed."""
+    async def start(self) -> None:
+        """Load the model, and recall how long its answers took when it ran before."""
+        await self.engine.start()
+        recalled = self._outlook.recall()
+        log.info("engine_started", model=self.config.model, engine=type(self.engine).__name__, experienced=recalled)
 
-        def estimate(features: Features) -> tuple[float, float] | None:
-            state = self.engine.state()
-            if state.ttft_ms is None or not state.decode_tokens_per_s:
-                return None
+    async def close(self) -> None:
+        """Keep what was learned of its times, and free the engine."""
+        self._outlook.keep()
+        await self.engine.close()
+
+    def _begin(self, ctx: Context, request: str, max_tokens: int) -> None:
+        features, said = (ctx.bid.features, ctx.bid.forecast) if ctx.bid is not None else (None, None)
+        self._outlook.begin(request, max_tokens, features, said if ctx.resume is None else None)
+
+    def _estimate(self, default_tokens: int) -> Callable[[Features], Forecast | None]:
+        def estimate(features: Features) -> Forecast | None:
             value = sketch(features.shape) if features.shape is not None else {}
             tokens = value.get("max_tokens") if isinstance(value, dict) else None
-            decode_ms = (tokens or default_tokens) / state.decode_tokens_per_s * 1e3
-            queued_ms = state.waiting / max(state.max_running, 1) * (state.ttft_ms + decode_ms)
-            longest = queued_ms + state.ttft_ms + decode_ms
-            return longest, longest * 2
+            return self._outlook.expect(features, tokens or default_tokens)
 
         return estimate
 
@@ -238,12 +258,11 @@ def make_app(path: Path) -> FastStream:
 
     async def start() -> None:
         for one in served:
-            await one.engine.start()
-            log.info("engine_started", model=one.config.model, engine=type(one.engine).__name__)
+            await one.start()
 
     async def close() -> None:
         for one in served:
-            await one.engine.close()
+            await one.close()
 
     return worker_app(*(one.worker for one in served), before=start, after=close)
 

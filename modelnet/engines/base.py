@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+from modelnet.engines.steps import StepModel
 from modelnet.errors import ModelnetError
 from modelnet.messages import TokenLogprob, ToolCallPart
 
@@ -229,6 +230,8 @@ class Prompt:
     """`required`: at least one call; `{"type": "function", "function": {"name": …}}`: a call of this one."""
     token_ids: tuple[int, ...] | None = None
     """Taken as they are."""
+    cache_salt: str | None = None
+    """Prompts of different salts share nothing in the prefix cache."""
 
     def __post_init__(self) -> None:
         given = [n for n in ("text", "messages", "token_ids") if getattr(self, n) is not None]
@@ -283,6 +286,8 @@ class Chunk:
     prompt_tokens: int
     completion_tokens: int
     """Tokens drawn so far for all answers of the request, this chunk's included."""
+    cached_tokens: int = 0
+    """Of the prompt's, those found in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +333,12 @@ class EngineState:
     """Of one request."""
     prefill_tokens_per_s: float | None = None
     """Prompt tokens computed for one request, cached ones not counted."""
+    step_times: StepModel | None = None
+    """What its steps take; None where that is not known here."""
+    kv_cache_tokens: int = 0
+    """Tokens that the key-value cache has room for; 0 where that is not known."""
+    caches_prefixes: bool = False
+    """Whether prompts that begin alike share what was computed."""
     prefix_hit_rate: float | None = None
     """Share of recent prompt tokens found in the prefix cache, 0 to 1; None where there is no such cache."""
     steps: int | None = None

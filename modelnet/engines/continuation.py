@@ -68,7 +68,7 @@ async def continued(
             raise
         # Its tokenizer is not to be had, so how long the answer is can only be guessed.
         left = max(sampling.max_tokens - len(text.encode()) // BYTES_PER_TOKEN, 1)
-        further = Prompt(text=prompt.text + text)
+        further = Prompt(text=prompt.text + text, cache_salt=prompt.cache_salt)
     else:
         answer, held = await _whole_characters(engine, before, ids or ())
         if answer and held.startswith(text):
@@ -84,7 +84,7 @@ async def continued(
             return
         if shown:
             yield replace(nothing, text=shown)
-        further = Prompt(token_ids=tuple(everything))
+        further = Prompt(token_ids=tuple(everything), cache_salt=prompt.cache_salt)
     # Stop strings are looked for here: the engine does not know the text before the border.
     rest = engine.generate(request_id, further, replace(sampling, max_tokens=left, stop=()))
     async with aclosing(rest):

@@ -29,6 +29,7 @@ from modelnet.engines.meter import Meter
 from modelnet.engines.pooling import Pooler, PoolRequest
 from modelnet.engines.prompts import checked_token_ids
 from modelnet.engines.stepping import Item, StepThread
+from modelnet.engines.steps import StepModel
 from modelnet.engines.thread_engine import ThreadEngine
 from modelnet.engines.tokenizer import FolderTokenizer, TextStream
 
@@ -79,6 +80,7 @@ class NumpyCore:
         self._running: dict[str, _Request] = {}
         self._meter = Meter()
         self._steps = 0
+        self._step_times = StepModel()
         self._llama: Llama | None = None
         self._tokenizer: FolderTokenizer | None = None
         self._vocab = 0
@@ -136,7 +138,9 @@ class NumpyCore:
         logits = self._llama.forward([self._span(request) for request in batch])
         now = time.monotonic()
         new = [r for r in batch if not r.token_ids]
-        self._meter.prefill(sum(len(r.prompt_ids) for r in new), now - began)
+        prefill = sum(len(r.prompt_ids) for r in new)
+        self._meter.prefill(prefill, now - began)
+        self._step_times.learn(len(batch) - len(new), prefill, self._held(), now - began)
         items: list[tuple[str, Item]] = []
         for request, row in zip(batch, logits, strict=True):
             if request.token_ids:
@@ -172,9 +176,12 @@ class NumpyCore:
             completion_tokens=len(request.token_ids),
         )
 
+    def _held(self) -> int:
+        """Tokens in the cache."""
+        return sum(request.length for request in list(self._running.values()))
+
     def state(self) -> EngineState:
-        running = list(self._running.values())
-        held = sum(request.length for request in running)
+        running, held = list(self._running.values()), self._held()
         return EngineState(
             running=len(running),
             waiting=len(self._waiting),
@@ -184,6 +191,7 @@ class NumpyCore:
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             steps=self._steps,
+            step_times=self._step_times,
         )
 
     def close(self) -> None:

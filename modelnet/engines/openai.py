@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 import structlog
@@ -207,8 +208,7 @@ class OpenAIEngine:
         """The prompt as it is sent. Raises `BadPrompt`, `Unsupported` for what need not be sent to be refused."""
         require(self._abilities, needed(prompt, sampling), self._model)
         if prompt.messages is not None:
-            plain = tuple(plain_messages(prompt.messages))
-            return Prompt(messages=plain, tools=prompt.tools, tool_choice=prompt.tool_choice)
+            return replace(prompt, messages=tuple(plain_messages(prompt.messages)))
         if not (prompt.text or prompt.token_ids):
             raise BadPrompt("the prompt has no tokens")
         if (length := len(prompt.token_ids or ())) >= self.max_model_len:

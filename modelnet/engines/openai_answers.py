@@ -95,6 +95,7 @@ class Reader:
             finish_reason=answer.finish,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
         )
 
     def _chunk(self, index: int, text: str, ids: tuple[int, ...] | None) -> Chunk:

@@ -87,6 +87,8 @@ def request_body(
             body["stream_options"]["continuous_usage_stats"] = True
     if software == "vllm":
         body["return_token_ids"] = True
+        if prompt.cache_salt is not None:
+            body["cache_salt"] = prompt.cache_salt
     return body
 
 

@@ -82,6 +82,7 @@ class VllmCore:
         arguments = engine_args(self._options.arguments(self.model))
         engine = LLMEngine.from_engine_args(arguments, stat_loggers=self._probe.loggers())
         VllmCore._loaded += 1
+        self._probe.configured(engine.vllm_config)
         self._engine = engine
         self._loaded_model = loaded = LoadedModel(engine, engine.get_supported_tasks(), self._options)
         self.max_model_len, self._max_running = loaded.max_model_len, loaded.max_running
@@ -107,18 +108,26 @@ class VllmCore:
             except Exception as error:  # whatever is wrong with its files
                 raise EngineError(f"the adapter {adapter} of {self.model} can't be loaded: {error}") from error
             self._adapters.note(adapter)
-        self._begin(key, token_ids, params, counter, sampling, lora)
+        self._begin(key, token_ids, params, counter, sampling, lora, prompt.cache_salt)
 
     def pool(self, key: str, request: PoolRequest) -> None:
-        self._begin(key, request.token_ids, request.params, None, Sampling(), None)
+        self._begin(key, request.token_ids, request.params, None, Sampling(), None, None)
 
     def _begin(
-        self, key: str, token_ids: list[int], params: Any, counter: Counter | None, sampling: Sampling, lora: Any
+        self,
+        key: str,
+        token_ids: list[int],
+        params: Any,
+        counter: Counter | None,
+        sampling: Sampling,
+        lora: Any,
+        salt: str | None,
     ) -> None:
         from vllm.exceptions import VLLMClientError
 
         try:
-            self._ids[key] = self._engine.add_request(key, token_input(token_ids), params, lora_request=lora)
+            rendered = token_input(token_ids, salt)
+            self._ids[key] = self._engine.add_request(key, rendered, params, lora_request=lora)
         except (VLLMClientError, ValueError) as error:
             raise refused(error, sampling) from error
         self._counters[key] = counter
@@ -128,12 +137,15 @@ class VllmCore:
             self._counters.pop(key, None)
         if ids := [self._ids.pop(key) for key in keys if key in self._ids]:
             self._engine.abort_request(ids, internal=True)
+        if not self._ids:
+            self._probe.idle()
 
     def busy(self) -> bool:
         return bool(self._ids)
 
     def step(self) -> list[tuple[str, Item]]:
         items: list[tuple[str, Item]] = []
+        self._probe.step_begins()
         for output in self._engine.step():
             key = output.request_id
             if key not in self._counters:
@@ -145,7 +157,6 @@ class VllmCore:
                 items.append((key, pooled(output)))
             if output.finished:
                 del self._counters[key], self._ids[key]
-        self._probe.steps += 1
         return items
 
     def state(self) -> EngineState:
@@ -237,6 +248,7 @@ class VllmAsyncEngine:
         except Exception as error:
             raise EngineUnavailable(f"{self.model} did not start: {error}") from error
         self._loaded = LoadedModel(llm, tasks, self._options)
+        self._probe.configured(llm.vllm_config)
         self._llm = llm
 
     def _load(self) -> Any:
@@ -278,7 +290,8 @@ class VllmAsyncEngine:
             if request_id in self._aborted:
                 yield aborted(len(token_ids))
                 return
-            outputs = self._llm.generate(token_input(token_ids), params, request_id, lora_request=lora)
+            rendered = token_input(token_ids, prompt.cache_salt)
+            outputs = self._llm.generate(rendered, params, request_id, lora_request=lora)
             async with aclosing(outputs):
                 async for output in outputs:
                     for item in counter.chunks(output):

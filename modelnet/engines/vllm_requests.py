@@ -4,6 +4,7 @@ vLLM is imported inside functions: this module must load where vLLM is absent.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from modelnet.engines.base import (
     Sampling,
 )
 from modelnet.engines.meter import Meter
+from modelnet.engines.steps import StepModel
 from modelnet.engines.vllm_text import LogprobReader
 from modelnet.engines.vllm_tools import CallReader
 from modelnet.messages import ToolCallPart
@@ -25,11 +27,17 @@ from modelnet.messages import ToolCallPart
 __all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input"]
 
 
+STEP_DETAILS = "enable_logging_iteration_details"
+"""vLLM's option to say what each step was made of. It goes to the stat loggers; it is printed where INFO is."""
+
+
 def engine_args(options: dict[str, Any]) -> Any:
     """vLLM's AsyncEngineArgs, which LLMEngine takes as well. Raises `EngineUnavailable` for an unknown option."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    if STEP_DETAILS in known:
+        options = {STEP_DETAILS: True, **options}
     if unknown := sorted(options.keys() - known):
         raise EngineUnavailable(f"vLLM has no engine option {', '.join(unknown)}")
     return AsyncEngineArgs(**options)
@@ -81,9 +89,10 @@ def refused(error: Exception, sampling: Sampling) -> EngineError:
     return kind(f"vLLM refused the request: {error}")
 
 
-def token_input(token_ids: list[int]) -> dict[str, Any]:
+def token_input(token_ids: list[int], cache_salt: str | None = None) -> dict[str, Any]:
     """A prompt in vLLM's rendered form, which it takes without tokenizing or a thread hop of its own."""
-    return {"type": "token", "prompt_token_ids": token_ids}
+    rendered: dict[str, Any] = {"type": "token", "prompt_token_ids": token_ids}
+    return rendered if cache_salt is None else {**rendered, "cache_salt": cache_salt}
 
 
 class Counter:
@@ -105,9 +114,10 @@ class Counter:
 
     def chunks(self, output: Any) -> list[Chunk | EngineError]:
         """One for each answer that goes on in this RequestOutput."""
-        return [self._chunk(completion) for completion in output.outputs]
+        cached = max(output.num_cached_tokens or 0, 0)
+        return [self._chunk(completion, cached) for completion in output.outputs]
 
-    def _chunk(self, completion: Any) -> Chunk | EngineError:
+    def _chunk(self, completion: Any, cached: int) -> Chunk | EngineError:
         ids, text, reason = tuple(completion.token_ids), completion.text, completion.finish_reason
         self._completion_tokens += len(ids)
         if reason == "error":
@@ -134,6 +144,7 @@ class Counter:
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
+            cached_tokens=cached,
         )
 
 
@@ -145,9 +156,21 @@ class Probe:
 
     def __init__(self) -> None:
         self.meter = Meter()
-        self.steps = 0
-        """Those that were told of."""
+        self.steps = StepModel()
+        self._made = 0
+        """Steps that were told of."""
+        self.kv_cache_tokens = 0
+        """Tokens that the key-value cache has room for."""
+        self.caches_prefixes = False
         self._ranks: dict[int, Any] = {}
+        self._since: dict[int, float] = {}
+        """When each rank's step began, if one did."""
+
+    def configured(self, config: Any) -> None:
+        """The engine is up: what its vLLM configuration says of its cache."""
+        cache = config.cache_config
+        self.kv_cache_tokens = int((cache.num_gpu_blocks or 0) * (cache.block_size or 0))
+        self.caches_prefixes = bool(cache.enable_prefix_caching)
 
     def loggers(self) -> list[Any]:
         """For `stat_loggers=`."""
@@ -169,9 +192,32 @@ class Probe:
 
         return [Logger]
 
+    def step_begins(self) -> None:
+        """Of the only rank, where the driver knows. One that follows another at once began when that ended."""
+        self._since.setdefault(0, time.monotonic())
+
+    def idle(self) -> None:
+        """Nothing is left to do, and no step has ended for it."""
+        self._since.clear()
+
+    def _step_ended(self, rank: int, scheduler: Any, iteration: Any) -> None:
+        """Where the driver does not know when steps begin, the first after a pause began when its request arrived."""
+        now, details = time.monotonic(), scheduler.iteration_details
+        began = self._since.pop(rank, None)
+        if scheduler.num_running_reqs or scheduler.num_waiting_reqs:
+            self._since[rank] = now
+        if details is None or details.is_dummy:
+            return
+        if not details.num_generation_requests and iteration is not None and iteration.time_to_first_tokens_iter:
+            began = max(began or 0.0, now - max(iteration.time_to_first_tokens_iter))
+        if began is not None:
+            held = int(scheduler.kv_cache_usage * self.kv_cache_tokens)
+            self.steps.learn(details.num_generation_requests, details.num_ctx_tokens, held, now - began)
+
     def _record(self, rank: int, scheduler: Any, iteration: Any) -> None:
-        self.steps += 1
+        self._made += 1
         if scheduler is not None:
+            self._step_ended(rank, scheduler, iteration)
             self._ranks[rank] = scheduler
             prefix = scheduler.prefix_cache_stats
             if prefix is not None:
@@ -210,5 +256,8 @@ class Probe:
             decode_tokens_per_s=self.meter.decode_tokens_per_s,
             prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
             prefix_hit_rate=self.meter.prefix_hit_rate,
-            steps=self.steps,
+            steps=self._made,
+            step_times=self.steps,
+            kv_cache_tokens=self.kv_cache_tokens,
+            caches_prefixes=self.caches_prefixes,
         )
