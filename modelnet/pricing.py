@@ -11,7 +11,8 @@ from modelnet.messages import Features
 __all__ = ["TokenPrice"]
 
 BYTES_PER_TOKEN = 3
-"""Of an input as JSON: a token of English is about four bytes, one of most other scripts two or three."""
+"""Of a prompt, or of an input whose contract marks none: a token of English is about four bytes, of most other scripts
+two or three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class TokenPrice:
     def __call__(self, features: Features) -> int:
         """The price for an input of these features. Raises `ValueError` if they don't tell."""
         answers = self._answer_tokens(features) if self.per_output_token else 0
-        tokens = -(-features.input_bytes // BYTES_PER_TOKEN)
+        size = features.input_bytes if features.prompt_bytes is None else features.prompt_bytes
+        tokens = -(-size // BYTES_PER_TOKEN)
         return math.ceil(self.per_task + tokens * self.per_input_token + answers * self.per_output_token)
 
     def _answer_tokens(self, features: Features) -> int:

@@ -91,7 +91,8 @@ class Worker:
         self.slots, self.backlog = slots, backlog
         self._owner = owner or self._settings.owner
         self._labels = dict(labels or {})
-        self._software = software
+        self.software = software
+        """What it runs on, for people; told when it joins."""
         self._instance = m.new_id()
         self._capabilities: dict[str, Served] = {}
         self._attempts = Slots(slots, backlog)
@@ -153,7 +154,7 @@ class Worker:
                 pattern=pattern,
                 contract=loaded.digest,
                 model=model,
-                price=price if isinstance(price, int) else None,
+                price=price if isinstance(price, int) and quote is None else None,
                 quality=quality,
                 continues=continues,
             )
@@ -278,7 +279,7 @@ class Worker:
             capabilities=tuple(c.card for c in self._capabilities.values()),
             slots=self.slots,
             labels=self._labels,
-            software=self._software,
+            software=self.software,
             instance=self._instance,
         )
 

@@ -309,7 +309,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, httpx.ConnectTimeout | TimeoutError):
         return "does not answer in time"
     if isinstance(error, httpx.ConnectError):
-        return f"cannot be reached: {_short(str(error)) or 'no connection'}"
+        return f"cannot be reached: {_short(str(error)) or 'no connection'} (does it run, and is this its address?)"
     return f"breaks off: {type(error).__name__} {_short(str(error))}".rstrip()
 
 

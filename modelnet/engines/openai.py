@@ -108,7 +108,7 @@ class OpenAIEngine:
         self._looking: asyncio.Task[None] | None = None
         self._dead: EngineDead | None = EngineDead(f"the engine of {model} was not started")
         self._closed = False
-        self._there = asyncio.Event()
+        self._there, self._gone = asyncio.Event(), asyncio.Event()
         self._returning: asyncio.Task[None] | None = None
 
     @property
@@ -349,6 +349,10 @@ class OpenAIEngine:
         """Wait until a server that went away is there again."""
         await self._there.wait()
 
+    async def lost(self) -> None:
+        """Wait until the server goes away."""
+        await self._gone.wait()
+
     async def health(self) -> None:
         if self._dead is None:
             try:
@@ -401,6 +405,7 @@ class OpenAIEngine:
         log.warning("server_lost", url=self._endpoint.url, model=self._model, error=error.message)
         self._dead = error
         self._there.clear()
+        self._gone.set()
         self._returning = asyncio.create_task(self._return())
 
     async def _return(self) -> None:
@@ -415,6 +420,7 @@ class OpenAIEngine:
             except EngineError as error:
                 log.debug("server_still_lost", url=self._endpoint.url, error=error.message)
         self._dead = None
+        self._gone.clear()
         self._there.set()
         log.info("server_back", url=self._endpoint.url, model=self._model)
 

@@ -99,6 +99,8 @@ class OpenAIServer:
             return
         server, self._server = self._server, None
         server.should_exit = server.force_exit = True
+        for listening in server.servers:
+            listening.close()
         for connection in list(server.server_state.connections):
             connection.transport.abort()
         await self._serving
