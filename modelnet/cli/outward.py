@@ -12,27 +12,31 @@ from modelnet.errors import UsageError
 if TYPE_CHECKING:
     from faststream import FastStream
 
-__all__ = ["A2a", "Capability", "Header", "Mcp", "McpUrl", "Price", "Slots", "outward_app"]
+__all__ = ["A2a", "Header", "Mcp", "McpUrl", "outward_app"]
+
+_SERVER = "A server that runs"
 
 Mcp = Annotated[
     str | None,
-    typer.Option("--mcp", metavar="COMMAND", help="Start this MCP server, and put its tools on the network."),
+    typer.Option(
+        "--mcp", metavar="COMMAND", help="Start this MCP server, and serve its tools.", rich_help_panel=_SERVER
+    ),
 ]
 McpUrl = Annotated[
-    str | None, typer.Option("--mcp-url", metavar="URL", help="Put the tools of the MCP server there on the network.")
+    str | None,
+    typer.Option("--mcp-url", metavar="URL", help="Serve the tools of the MCP server there.", rich_help_panel=_SERVER),
 ]
 A2a = Annotated[
-    str | None, typer.Option("--a2a", metavar="URL", help="Put the skills of the A2A agent there on the network.")
-]
-Capability = Annotated[
     str | None,
-    typer.Option(help="With --mcp or --a2a: what the capabilities' names begin with; else mcp.NAME or a2a.NAME."),
+    typer.Option("--a2a", metavar="URL", help="Serve the skills of the A2A agent there.", rich_help_panel=_SERVER),
 ]
-Price = Annotated[int, typer.Option(min=0, help="With --mcp or --a2a: micro-credits a task.")]
-Slots = Annotated[int, typer.Option(min=1, help="With --mcp or --a2a: tasks at once.")]
 Header = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME:VALUE", help="With --mcp-url or --a2a: sent with every request, as Authorization."),
+    typer.Option(
+        metavar="NAME:VALUE",
+        help="With --mcp-url or --a2a: sent with every request, as Authorization.",
+        rich_help_panel=_SERVER,
+    ),
 ]
 
 
@@ -41,7 +45,7 @@ def outward_app(
     mcp: str | None,
     mcp_url: str | None,
     a2a: str | None,
-    capability: str | None,
+    capability: list[str],
     name: str | None,
     price: int,
     slots: int,
@@ -49,7 +53,9 @@ def outward_app(
 ) -> FastStream:
     """The worker for the one of these that is given. Raises `UsageError`."""
     headers = _headers(header)
-    options: dict[str, Any] = {"prefix": capability, "name": name, "price": price, "slots": slots}
+    if len(capability) > 1:
+        raise UsageError("all that a server or agent offers has one --capability that its names begin with")
+    options: dict[str, Any] = {"prefix": next(iter(capability), None), "name": name, "price": price, "slots": slots}
     try:
         if a2a is not None:
             from modelnet.agents.a2a_worker import SkillWorker

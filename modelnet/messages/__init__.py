@@ -43,6 +43,7 @@ from .result import (
     Usage,
     decode_event,
 )
+from .secret import PrefixSecret
 from .task import DEFAULT_BUDGET, DEFAULT_DEADLINE_S, MAX_DEADLINE_S, Selector, Strategy, StrategyKind, Task
 from .worker import Beat, CapabilityCard, Drain, Offer, RollCall, RunningAttempt, WorkerCard
 
@@ -86,6 +87,7 @@ __all__ = [
     "Part",
     "Pattern",
     "Planned",
+    "PrefixSecret",
     "PriceRule",
     "Progress",
     "Reference",

@@ -43,7 +43,11 @@ class Usage(Part):
 
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
+    cached_tokens: int = Field(default=0, ge=0, description="Prompt tokens that the engine had in its prefix cache.")
     run_ms: float = Field(default=0.0, ge=0, description="From award to last event, on the worker's clock.")
+    first_ms: float | None = Field(
+        default=None, ge=0, description="From award to the first text; null if there is none."
+    )
 
 
 class _Numbered(Message):

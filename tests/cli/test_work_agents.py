@@ -28,6 +28,7 @@ SERVER = f"{shlex.quote(sys.executable)} -m tests.agents.mcp_server"
         (["--mcp", "'unclosed"], "No closing quotation"),
         (["--mcp", "x", "--header", "A: b"], "takes no headers"),
         (["--mcp", "x", "--capability", "Not One"], "is no capability"),
+        (["--mcp", "x", "--capability", "a.b", "--capability", "a.c"], "one --capability"),
         (["--mcp-url", "example.com"], "is no URL"),
         (["--a2a", "example.com"], "is no URL"),
         (["--a2a", "http://127.0.0.1:1", "--header", "nonsense"], "is no header"),
