@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 
 from a2a.auth.user import User
@@ -25,6 +26,9 @@ from modelnet.presence import Presence
 __all__ = ["PATH", "a2a_routes"]
 
 PATH = "/a2a"
+
+# What a client did wrong it is told; the SDK would warn of each in the log too.
+logging.getLogger("a2a").setLevel(logging.ERROR)
 
 
 class _Contexts(DefaultServerCallContextBuilder):

@@ -122,8 +122,8 @@ async def test_what_is_no_answer_says_why(network: Network, agent: Agent, skill:
     assert raised.value.wire_code == code
 
 
-async def test_a_hundred_streams_at_once(network: Network, agent: Agent) -> None:
-    async with on_network(network, agent, slots=100):
+async def test_a_hundred_streams_at_once(network: Network) -> None:
+    async with Agent() as agent, on_network(network, agent, slots=100):
         run = network.client.run
         answers = await asyncio.gather(*(run("a2a.odd.echo_text", {"text": f"number {n}"}) for n in range(100)))
     assert [answer["text"] for answer in answers] == [f"number {n} " for n in range(100)]
