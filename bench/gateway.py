@@ -38,6 +38,8 @@ PEERS = ("litellm[proxy]==1.106.12", "ray[serve]==2.60.0")
 FLIGHT = 32
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 HERE = Path(__file__).parent
+PATIENCE_S = 300
+"""Longest wait for a door to open: LiteLLM imports for a minute where the machine is slow."""
 
 WRK = """
 wrk.method = "POST"
@@ -91,7 +93,7 @@ def litellm(python: Path) -> Door:
             config = folder / "litellm.json"  # JSON is YAML
             config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
             command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
-            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
             async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
                 yield f"http://127.0.0.1:{port}"
 
@@ -147,11 +149,19 @@ async def measure(door: Door, seconds: int) -> Measured:
         script = folder / "chat.lua"
         script.write_text(WRK % json.dumps(CHAT))
         async with door(folder) as url:
-            await _until_answered(url)
+            try:
+                await _until_answered(url)
+            except TimeoutError:
+                logs = await asyncio.to_thread(_ends_of_logs, folder)
+                raise SystemExit(f"no answer from {url} within {PATIENCE_S} s\n{logs}") from None
             await wrk(url, script, connections=8, seconds=2)  # warm
             alone = await wrk(url, script, connections=1, seconds=seconds)
             busy = await wrk(url, script, connections=FLIGHT, seconds=seconds)
     return Measured(alone[0], alone[1], busy[2], busy[0])
+
+
+def _ends_of_logs(folder: Path) -> str:
+    return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in folder.glob("*.log"))
 
 
 async def wrk(url: str, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float]:
@@ -179,7 +189,7 @@ async def _until_answered(url: str) -> None:
             said: str = json.load(answer)["choices"][0]["message"]["content"]
             return said
 
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 assert await asyncio.to_thread(ask) == "one two three"
@@ -198,7 +208,7 @@ def install_peers(folder: Path) -> Path:
         uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder / "venv")], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *PEERS], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python), *PEERS], check=True)
         done.write_text("\n".join(PEERS))
     return python
 
