@@ -2,9 +2,9 @@
 
     python -m bench.load --base-url "$MODELNET_GATEWAY_URL" --model text.generate --num-prompts 200 --max-concurrency 32
 
-It is `vllm bench serve`, started by its module because the command itself asks for a package named `vllm`, which the CPU
-build is not. Defaults here: chat, streaming, random prompts in the words of a specialist's tokenizer. `--help` lists its
-options.
+It is `vllm bench serve`, started by its module because the command itself asks for a package named `vllm`, which the
+CPU build is not. Defaults here: chat, streaming, random prompts in the words of a specialist's tokenizer. `--help`
+lists its options.
 """
 
 from __future__ import annotations
