@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -35,6 +36,8 @@ from modelnet.processes import ChildProcess
 from modelnet.settings import Settings
 
 PEERS = ("litellm[proxy]==1.106.12", "ray[serve]==2.60.0")
+KEY = f"sk-{secrets.token_hex(24)}"
+"""LiteLLM starts with none that is weak; the others take any."""
 FLIGHT = 32
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 HERE = Path(__file__).parent
@@ -44,7 +47,7 @@ PATIENCE_S = 300
 WRK = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-bench"
+wrk.headers["Authorization"] = "Bearer %s"
 wrk.body = [==[%s]==]
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
@@ -94,6 +97,7 @@ def litellm(python: Path) -> Door:
             config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
             command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
             env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+            env["LITELLM_MASTER_KEY"] = KEY
             async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
                 yield f"http://127.0.0.1:{port}"
 
@@ -147,7 +151,7 @@ async def measure(door: Door, seconds: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="modelnet-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         script = folder / "chat.lua"
-        script.write_text(WRK % json.dumps(CHAT))
+        script.write_text(WRK % (KEY, json.dumps(CHAT)))
         async with door(folder) as url:
             try:
                 await _until_answered(url)
@@ -183,7 +187,7 @@ async def _until_answered(url: str) -> None:
     def ask() -> str:
         body = json.dumps(CHAT).encode()
         asked = urllib.request.Request(
-            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         )
         with urllib.request.urlopen(asked, timeout=10) as answer:
             said: str = json.load(answer)["choices"][0]["message"]["content"]
