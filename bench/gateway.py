@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import re
 import secrets
 import shutil
@@ -80,7 +81,7 @@ Door = Callable[[Path], AbstractAsyncContextManager[str]]
 @contextlib.asynccontextmanager
 async def mock(folder: Path) -> AsyncIterator[str]:
     """The upstream itself."""
-    port = free_port()
+    port = _port()
     async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
         yield f"http://127.0.0.1:{port}"
 
@@ -90,7 +91,7 @@ def litellm(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         async with mock(folder) as upstream:
             said = {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
             config = folder / "litellm.json"  # JSON is YAML
@@ -109,7 +110,7 @@ def ray(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         command = [str(python), str(HERE / "ray_echo.py"), str(port)]
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         try:
@@ -141,6 +142,11 @@ async def _child(
         yield
     finally:
         await process.stop()
+
+
+def _port() -> int:
+    """A free port that the system gives nobody meanwhile: some doors take a minute to listen on it."""
+    return free_port(random.randrange(18_000, 28_000))
 
 
 # ------------------------------------------------------------------ measuring
