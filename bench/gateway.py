@@ -16,7 +16,9 @@ import contextlib
 import json
 import os
 import platform
+import random
 import re
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -35,14 +37,18 @@ from modelnet.processes import ChildProcess
 from modelnet.settings import Settings
 
 PEERS = ("litellm[proxy]==1.106.12", "ray[serve]==2.60.0")
+KEY = f"sk-{secrets.token_hex(24)}"
+"""LiteLLM starts with none that is weak; the others take any."""
 FLIGHT = 32
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 HERE = Path(__file__).parent
+PATIENCE_S = 300
+"""Longest wait for a door to open: LiteLLM imports for a minute where the machine is slow."""
 
 WRK = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-bench"
+wrk.headers["Authorization"] = "Bearer %s"
 wrk.body = [==[%s]==]
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
@@ -75,7 +81,7 @@ Door = Callable[[Path], AbstractAsyncContextManager[str]]
 @contextlib.asynccontextmanager
 async def mock(folder: Path) -> AsyncIterator[str]:
     """The upstream itself."""
-    port = free_port()
+    port = _port()
     async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
         yield f"http://127.0.0.1:{port}"
 
@@ -85,13 +91,14 @@ def litellm(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         async with mock(folder) as upstream:
             said = {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
             config = folder / "litellm.json"  # JSON is YAML
             config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
             command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
-            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+            env["LITELLM_MASTER_KEY"] = KEY
             async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
                 yield f"http://127.0.0.1:{port}"
 
@@ -103,7 +110,7 @@ def ray(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         command = [str(python), str(HERE / "ray_echo.py"), str(port)]
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         try:
@@ -137,6 +144,11 @@ async def _child(
         await process.stop()
 
 
+def _port() -> int:
+    """A free port that the system gives nobody meanwhile: some doors take a minute to listen on it."""
+    return free_port(random.randrange(18_000, 28_000))
+
+
 # ------------------------------------------------------------------ measuring
 
 
@@ -145,13 +157,21 @@ async def measure(door: Door, seconds: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="modelnet-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         script = folder / "chat.lua"
-        script.write_text(WRK % json.dumps(CHAT))
+        script.write_text(WRK % (KEY, json.dumps(CHAT)))
         async with door(folder) as url:
-            await _until_answered(url)
+            try:
+                await _until_answered(url)
+            except TimeoutError:
+                logs = await asyncio.to_thread(_ends_of_logs, folder)
+                raise SystemExit(f"no answer from {url} within {PATIENCE_S} s\n{logs}") from None
             await wrk(url, script, connections=8, seconds=2)  # warm
             alone = await wrk(url, script, connections=1, seconds=seconds)
             busy = await wrk(url, script, connections=FLIGHT, seconds=seconds)
     return Measured(alone[0], alone[1], busy[2], busy[0])
+
+
+def _ends_of_logs(folder: Path) -> str:
+    return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in folder.glob("*.log"))
 
 
 async def wrk(url: str, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float]:
@@ -173,13 +193,13 @@ async def _until_answered(url: str) -> None:
     def ask() -> str:
         body = json.dumps(CHAT).encode()
         asked = urllib.request.Request(
-            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         )
         with urllib.request.urlopen(asked, timeout=10) as answer:
             said: str = json.load(answer)["choices"][0]["message"]["content"]
             return said
 
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 assert await asyncio.to_thread(ask) == "one two three"
@@ -198,7 +218,7 @@ def install_peers(folder: Path) -> Path:
         uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder / "venv")], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *PEERS], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python), *PEERS], check=True)
         done.write_text("\n".join(PEERS))
     return python
 
