@@ -7,7 +7,7 @@ ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 UV_NO_CACH
 RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/venv
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
-RUN uv pip install -r pyproject.toml
+RUN uv pip install -r pyproject.toml --extra agents
 
 FROM base AS app
 COPY modelnet modelnet

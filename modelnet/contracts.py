@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from modelnet.errors import UsageError
 from modelnet.messages import Contract, Features, matches
+from modelnet.prefix import prefix_of
 
 __all__ = ["check", "compile_schema", "features_of", "load_contract", "sketch", "standard_contract"]
 
@@ -84,12 +85,26 @@ def standard_contract(capability: str) -> Contract | None:
     return max(found, key=lambda c: len(c.capability), default=None)
 
 
-def features_of(value: dict[str, Any], size: int, schema: Mapping[str, Any]) -> Features:
-    """What bidders learn of an input of `size` bytes: its shape, and the properties the schema marks `x-public`."""
+def features_of(
+    value: dict[str, Any], size: int, schema: Mapping[str, Any], prefix_key: bytes | None = None
+) -> Features:
+    """What bidders learn of an input of `size` bytes: its shape, the properties the schema marks `x-public`, and hashes
+    of those it marks `x-prefix`, if there is a key to make them with."""
     shape = _shape(value, schema)
     if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
-        shape = None
-    return Features.model_construct(input_bytes=size, shape=shape)
+        # Which properties are there, the public ones, and the lengths of texts: what most prices and times hang on.
+        top = {key: None if _has_parts(part) else part for key, part in shape["object"].items()}
+        shape = {"object": top}
+        if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
+            shape = None
+    prefix = prefix_of(value, schema, prefix_key) if prefix_key is not None else None
+    if prefix is None:
+        return Features.model_construct(input_bytes=size, shape=shape)
+    return Features.model_construct(input_bytes=size, shape=shape, prompt_bytes=prefix.size, prefix=prefix.hashes)
+
+
+def _has_parts(shape: Any) -> bool:
+    return isinstance(shape, dict) and "public" not in shape
 
 
 def _shape(value: Any, schema: Any) -> Any:

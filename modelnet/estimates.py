@@ -1,12 +1,55 @@
-"""How long a worker's tasks take: quantiles of what it measured lately, and the wait for a slot. Pure."""
+"""How long a worker's tasks take: quantiles of what it measured lately, the wait for a slot, and how good what it said
+of them was. Pure."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-__all__ = ["RunTimes", "wait_s"]
+__all__ = ["Accuracy", "Forecast", "RunTimes", "quantile", "wait_s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How long one task is expected to take, in ms, from when it begins."""
+
+    p50_ms: float
+    p90_ms: float
+    first_ms: float | None = None
+    """Median of the time to its first text; None where that is not known."""
+    first_p90_ms: float | None = None
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which this share of the values is; they are in order, and there is at least one."""
+    return ordered[round((len(ordered) - 1) * share)]
+
+
+class Accuracy:
+    """What was said of times, against what they came to be."""
+
+    def __init__(self, size: int = 1024) -> None:
+        self.count = 0
+        self._covered = 0
+        self._errors: deque[float] = deque(maxlen=size)
+
+    def note(self, p50_ms: float, p90_ms: float, actual_ms: float) -> None:
+        """One more task."""
+        self.count += 1
+        self._covered += actual_ms <= p90_ms
+        self._errors.append(abs(actual_ms / max(p50_ms, 1e-3) - 1))
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of tasks within their 90th percentile: near 0.9 if it is right. None before the first."""
+        return self._covered / self.count if self.count else None
+
+    @property
+    def median_error(self) -> float | None:
+        """Median of |actual / predicted median - 1| over the last tasks. None before the first."""
+        return quantile(sorted(self._errors), 0.5) if self._errors else None
 
 
 class RunTimes:
@@ -30,8 +73,7 @@ class RunTimes:
             return self._expected, self._expected * 4
         if self._stale:
             self._sorted, self._stale = sorted(self._times), False
-        last = len(self._sorted) - 1
-        return self._sorted[round(last * 0.5)], self._sorted[round(last * 0.9)]
+        return quantile(self._sorted, 0.5), quantile(self._sorted, 0.9)
 
 
 def wait_s(slots: int, ends: Sequence[float], queued: Iterable[float], now: float) -> float:

@@ -19,7 +19,7 @@ from modelnet.bus import subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
-from modelnet.capability import Served
+from modelnet.capability import Made, Served
 from modelnet.client import Client
 from modelnet.errors import ModelnetError, Reject, TooLarge
 
@@ -48,6 +48,8 @@ class Context:
     """What earlier attempts streamed, if the handler is to go on from there; only for one declared to `continue`."""
     _deadline: float
     _client: Client
+    bid: Made | None = None
+    """What the worker's bid was made of; None where there was none, as for a standing offer."""
     usage: m.Usage = field(default_factory=m.Usage)
 
     @property
@@ -55,12 +57,13 @@ class Context:
         """Seconds until the deadline."""
         return max(self._deadline - time.monotonic(), 0.0)
 
-    def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Add to what the attempt has used."""
+    def count(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, cached_tokens: int = 0) -> None:
+        """Add to what the attempt has used. `cached_tokens`: those of the prompt that needed no computing."""
         used = self.usage
         self.usage = m.Usage(
             prompt_tokens=used.prompt_tokens + prompt_tokens,
             completion_tokens=used.completion_tokens + completion_tokens,
+            cached_tokens=used.cached_tokens + cached_tokens,
         )
 
     async def call(self, capability: str, input: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -107,6 +110,7 @@ class Execution:
         self._trail = outbox.open(subject)
         self._deltas = DeltaBuffer(self._send_piece)
         self._started = time.monotonic()
+        self._first_ms: float | None = None
         self._last: m.Output | m.Failure | None = None
         self._leaving = False
 
@@ -125,7 +129,16 @@ class Execution:
         self._number += 1
 
     async def _send_piece(self, piece: Piece) -> None:
-        await self._send(m.Delta.model_construct(**self._stamp(), text=str(piece), tokens=piece.tokens))
+        event = m.Delta.model_construct(
+            **self._stamp(),
+            text=str(piece),
+            tokens=piece.tokens,
+            index=piece.answer,
+            logprobs=piece.logprobs,
+            tool_calls=piece.tool_calls,
+            restarts=piece.restarts,
+        )
+        await self._send(event)
 
     async def _send_progress(self, said: Progress) -> None:
         await self._deltas.flush()
@@ -162,6 +175,8 @@ class Execution:
                 value = await self._input()
                 async for said in say(self._served.handler, self._context, value, self._pool, begun):
                     if isinstance(said, str):
+                        if said and self._first_ms is None:
+                            self._first_ms = (time.monotonic() - self._started) * 1e3
                         await self._deltas.add(said)
                     elif isinstance(said, Progress):
                         await self._send_progress(said)
@@ -195,10 +210,10 @@ class Execution:
         finally:
             self._deltas.close()
         run_ms = (time.monotonic() - self._started) * 1e3
-        usage = self._context.usage.model_copy(update={"run_ms": run_ms})
+        usage = self._context.usage.model_copy(update={"run_ms": run_ms, "first_ms": self._first_ms})
         self._served.statistics.ended(run_ms, None if error is None else f"{error.code}: {error.message}")
         if error is None and output is not None:
-            self._served.times.learn(run_ms)
+            self._served.learn(self._context.bid, run_ms, self._first_ms)
             self._last = m.Output.model_construct(
                 **self._stamp(),
                 output=output if stored is None else {},

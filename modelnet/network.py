@@ -289,6 +289,7 @@ class Network:
         """A Python process of the network; it is told where the servers are."""
         where = {
             "MODELNET_URL": self.url,
+            "MODELNET_DATA": str(self.data),
             "MODELNET_REDIS_URL": self.redis_url,
             "MODELNET_MONITOR_URL": self.monitor_url,
             "MODELNET_DURABILITY": self._config.durability,

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import nats.errors
 import structlog
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import subjects
@@ -41,8 +43,9 @@ class _Present:
 class Presence:
     """The capabilities that are served now. Opened on a client's connection: `async with Presence(net) as presence`."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, *, patient: bool = False) -> None:
+        """`patient`: where there is no network yet, nothing is served until there is one."""
+        self._client, self._patient = client, patient
         self._lost_after_s = client.settings.beat_s * client.settings.missed_beats + 0.5
         self._live: dict[str, _Present] = {}
         self._known: dict[tuple[str, str], Contract] = {}
@@ -50,25 +53,34 @@ class Presence:
         self._served: dict[str, Contract] = {}
         self._mixed: frozenset[str] = frozenset()
         self._watchers: set[asyncio.Event] = set()
-        self._heard = asyncio.Event()
+        self._met = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._sub: Subscription | None = None
 
     async def __aenter__(self) -> Self:
-        """Learn who is there; whoever answers the roll call is known when this returns. Raises `ConnectionFailed`."""
+        """Learn who is there; whoever answers the roll call is known when this returns. Raises `ConnectionFailed`,
+        unless it is patient."""
+        try:
+            await self._learn()
+        except ConnectionFailed as error:
+            if not self._patient:
+                raise
+            log.info("waiting_for_network", reason=error.message)
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def _learn(self) -> None:
         bus, catalogue = self._client.bus, self._client.catalogue
         cards = {card.worker: card for card in await catalogue.cards()}
         self._known = {(contract.capability, contract.digest): contract for contract in await catalogue.contracts()}
         self._cards = cards
         self._sub = await bus.subscribe(subjects.beat("*"), cb=self._hear)
         await bus.publish(subjects.ROLL_CALL, RollCall().encode())
-        while len(self._live) < len(cards):
-            self._heard.clear()
-            try:
-                await asyncio.wait_for(self._heard.wait(), PATIENCE_S)
-            except TimeoutError:
-                break
-        self._keeper = asyncio.create_task(self._keep())
-        return self
+        with contextlib.suppress(TimeoutError):
+            while len(self._live) < len(cards):  # some may be of the dead
+                self._met.clear()
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._met.wait()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,8 +88,9 @@ class Presence:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
-        with contextlib.suppress(Exception):  # the connection may be gone
-            await self._sub.unsubscribe()
+        if self._sub is not None:
+            with contextlib.suppress(nats.errors.Error):  # the connection may be gone
+                await self._sub.unsubscribe()
 
     @property
     def contracts(self) -> list[Contract]:
@@ -118,7 +131,6 @@ class Presence:
         else:
             with contextlib.suppress(ConnectionFailed):  # its next beat tries again
                 await self._meet(beat)
-        self._heard.set()
 
     async def _meet(self, beat: Beat) -> None:
         """A worker that is new, or another process of its name."""
@@ -132,6 +144,7 @@ class Presence:
             if key not in self._known and (contract := await self._client.catalogue.contract(*key)) is not None:
                 self._known[key] = contract
         self._live[beat.worker] = _Present(card, time.monotonic())
+        self._met.set()
         self._recount()
 
     def _drop(self, workers: list[str]) -> None:
@@ -145,14 +158,16 @@ class Presence:
         while True:
             await asyncio.sleep(self._client.settings.beat_s)
             now, bus = time.monotonic(), self._client.bus
-            if not bus.is_connected or reconnects != self._client.reconnects:
+            if self._sub is None:
+                with contextlib.suppress(ConnectionFailed):
+                    await self._learn()
+            elif not bus.is_connected or reconnects != self._client.reconnects:
                 for present in self._live.values():
                     present.seen = now
                 if bus.is_connected:
                     reconnects = self._client.reconnects
                     await bus.publish(subjects.ROLL_CALL, RollCall().encode())
-                continue
-            if lost := [name for name, present in self._live.items() if now - present.seen > self._lost_after_s]:
+            elif lost := [name for name, present in self._live.items() if now - present.seen > self._lost_after_s]:
                 log.info("workers_lost", workers=lost)
                 self._drop(lost)
 

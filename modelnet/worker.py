@@ -39,7 +39,7 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
 from modelnet.bus.services import Endpoint, Service, endpoint_name
-from modelnet.capability import Estimate, Handler, Price, Served
+from modelnet.capability import Able, Estimate, Handler, Price, Quote, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
 from modelnet.errors import ConnectionFailed, UsageError
@@ -92,7 +92,8 @@ class Worker:
         self.slots, self.backlog = slots, backlog
         self._owner = owner or self._settings.owner
         self._labels = dict(labels or {})
-        self._software = software
+        self.software = software
+        """What it runs on, for people; told when it joins."""
         self._instance = m.new_id()
         self._capabilities: dict[str, Served] = {}
         self._attempts = Slots(slots, backlog)
@@ -125,6 +126,9 @@ class Worker:
         expected_ms: float = 100.0,
         estimate: Estimate | None = None,
         continues: bool = False,
+        able: Able | None = None,
+        ready: Able | None = None,
+        quote: Quote | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare that the decorated handler serves `pattern`, a capability or a prefix like `normalize.>`.
 
@@ -132,9 +136,12 @@ class Worker:
         `price`: micro-credits per task, or a function of the input; bidders see the input's shape only, so it gets
         filler of the right lengths. `deposit`: micro-credits that its owner puts up for each task while the worker has
         no history, to be paid by what the answer turns out to be worth (docs/market.md). `quality`: claimed share of
-        good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`:
-        (p50, p90) in ms from the features, for engines that know better than what was measured, or None. `continues`:
-        the handler yields text only, and begins behind `ctx.resume.text` where that is given.
+        good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`: a
+        `Forecast`, or (p50, p90) in ms, from the features, for engines that know better than what was measured; or
+        None. `continues`: the handler yields text only, and begins behind `ctx.resume.text` where that is given.
+        `able`: whether it can do an input at all, as the price is told of it: for a model that lacks what the contract
+        has, `False` where the input has it. `ready`: whether it can do one now; until then the worker counts as busy.
+        `quote`: the price from the features, instead of `price`, for what is priced by size.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -148,12 +155,21 @@ class Worker:
                 pattern=pattern,
                 contract=loaded.digest,
                 model=model,
-                price=price if isinstance(price, int) else None,
+                price=price if isinstance(price, int) and quote is None else None,
                 quality=quality,
                 continues=continues,
             )
             self._capabilities[pattern] = Served(
-                card, loaded, handler, price=price, expected_ms=expected_ms, estimate=estimate, deposit=deposit
+                card,
+                loaded,
+                handler,
+                price=price,
+                expected_ms=expected_ms,
+                estimate=estimate,
+                deposit=deposit,
+                able=able,
+                ready=ready,
+                quote=quote,
             )
             return handler
 
@@ -247,7 +263,16 @@ class Worker:
                     await self._bus.flush(timeout=2)
         for task in list(self._background):
             task.cancel()
+        self._report_accuracy()
         log.info("worker_left", worker=self.id)
+
+    def _report_accuracy(self) -> None:
+        """How good its bids were."""
+        for pattern, served in self._capabilities.items():
+            for of, said in (("whole", served.accuracy), ("first", served.first_accuracy)):
+                if said.coverage is not None and said.median_error is not None:
+                    facts = {"in_p90": round(said.coverage, 3), "median_error": round(said.median_error, 3)}
+                    log.info("forecasts", worker=self.id, capability=pattern, of=of, tasks=said.count, **facts)
 
     async def _drain(self, for_s: float) -> None:
         """Wait until nothing runs and the stream holds every end, unless that takes too long or the server is away."""
@@ -272,7 +297,7 @@ class Worker:
             capabilities=tuple(c.card for c in self._capabilities.values()),
             slots=self.slots,
             labels=self._labels,
-            software=self._software,
+            software=self.software,
             instance=self._instance,
         )
 
@@ -299,8 +324,8 @@ class Worker:
             "owner": self._owner,
             "instance": self._instance,
         }
-        if self._software:
-            facts["software"] = self._software
+        if self.software:
+            facts["software"] = self.software
         return Service(
             self._bus,
             "modelnet-worker",
@@ -476,7 +501,9 @@ class Worker:
         served = self._serving(award.capability)
         suits = served is not None and served.takes(award)
         run_s = self._bidding.run_s(award, served) if served is not None else 0.0
-        reason, orders = self._attempts.on_award(award, suits=suits, now=time.monotonic(), run_s=run_s)
+        ready = served is None or served.is_ready_for(award)
+        now = time.monotonic()
+        reason, orders = self._attempts.on_award(award, suits=suits, now=now, run_s=run_s, ready=ready)
         await self._reply(msg, reason)  # on its way before the handler can take the process along
         self._obey(orders)
 
@@ -510,6 +537,7 @@ class Worker:
             resume=award.resume,
             _deadline=time.monotonic() + award.remaining_ms / 1e3,
             _client=self._client,
+            bid=self._bidding.made(award),
         )
         bodies = Bodies(self._bus, self._settings)
         return Execution(award, served, context, self._outbox, bodies, pool=self._threads)

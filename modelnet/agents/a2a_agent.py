@@ -9,11 +9,12 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NoReturn
 
+from a2a.auth.user import User
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event
 from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
@@ -47,6 +48,7 @@ from pydantic import ValidationError
 
 from modelnet.agents.a2a_request import asked, context_of
 from modelnet.agents.a2a_view import View, position_of
+from modelnet.agents.caller import Caller
 from modelnet.bus import subjects
 from modelnet.bus.replay import read_all
 from modelnet.client import Client, TaskHandle
@@ -56,12 +58,29 @@ from modelnet.messages import CancelAsked, Final, JournalEntry, decode_entry
 from modelnet.presence import Presence
 from modelnet.reader import Position
 
-__all__ = ["Agent", "tenant_of"]
+__all__ = ["Agent", "KnownUser", "tenant_of"]
 
 CANCEL_S = 5.0
 """Longest wait for a task to end that was asked to be cancelled; then the answer says how it stands."""
 RESUME_HEADER = "last-event-id"
 """Header of a subscription that names the last `position` that was seen."""
+
+
+class KnownUser(User):
+    """The SDK's word for who calls."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    @property
+    def is_authenticated(self) -> bool:
+        """They were let in."""
+        return True
+
+    @property
+    def user_name(self) -> str:
+        """The tenant."""
+        return self.caller.tenant
 
 
 def tenant_of(context: ServerCallContext) -> str:
@@ -82,10 +101,11 @@ class _Seen:
 
 
 class Agent(RequestHandler):
-    """The operations. A call's `user_name` is its tenant."""
+    """The operations. A call's user is a `KnownUser`."""
 
     def __init__(self, client: Client, presence: Presence) -> None:
         self._client, self._presence = client, presence
+        self._counting: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------ messages
 
@@ -129,7 +149,15 @@ class Agent(RequestHandler):
             )
         except ModelnetError as error:
             _raise(error)
+        if isinstance(context.user, KnownUser) and (count := context.user.caller.count) is not None:
+            # A task goes on without its client, and is counted all the same.
+            self._counting.add(counting := asyncio.create_task(self._count(tenant, wanted.id, count)))
+            counting.add_done_callback(self._counting.discard)
         return handle, View(wanted.id, wanted.context)
+
+    async def _count(self, tenant: str, id: str, count: Callable[[Final], None]) -> None:
+        with contextlib.suppress(ModelnetError):
+            count(await self._client.task(id, tenant=tenant).final())
 
     async def _refuse_follow_up(self, params: SendMessageRequest, tenant: str) -> NoReturn:
         """A task here is one question and its answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 
 from a2a.auth.user import User
@@ -16,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from modelnet.agents.a2a_agent import Agent
+from modelnet.agents.a2a_agent import Agent, KnownUser
 from modelnet.agents.a2a_card import agent_card
+from modelnet.agents.caller import Caller
 from modelnet.client import Client
 from modelnet.presence import Presence
 
@@ -25,41 +27,29 @@ __all__ = ["PATH", "a2a_routes"]
 
 PATH = "/a2a"
 
-
-class _Tenant(User):
-    """Who calls."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def is_authenticated(self) -> bool:
-        return True
-
-    @property
-    def user_name(self) -> str:
-        return self._name
+# What a client did wrong it is told; the SDK would warn of each in the log too.
+logging.getLogger("a2a").setLevel(logging.ERROR)
 
 
 class _Contexts(DefaultServerCallContextBuilder):
-    def __init__(self, tenant_of: Callable[[Request], str]) -> None:
-        self._tenant_of = tenant_of
+    def __init__(self, caller_of: Callable[[Request], Caller]) -> None:
+        self._caller_of = caller_of
 
     def build_user(self, request: Request) -> User:
-        return _Tenant(self._tenant_of(request))
+        return KnownUser(self._caller_of(request))
 
 
 def a2a_routes(
     client: Client,
     presence: Presence,
     *,
-    tenant_of: Callable[[Request], str],
+    caller_of: Callable[[Request], Caller],
     url_of: Callable[[Request], str],
     keys: bool = True,
 ) -> list[BaseRoute]:
-    """`tenant_of`: whose request it is, once it has been let in. `url_of`: the base URL that its sender knows us by.
+    """`caller_of`: whose request it is, once it has been let in. `url_of`: the base URL that its sender knows us by.
     `keys`: whether a bearer key is needed, which the card says; the card itself is for everybody."""
-    agent, contexts = Agent(client, presence), _Contexts(tenant_of)
+    agent, contexts = Agent(client, presence), _Contexts(caller_of)
 
     async def card(request: Request) -> Response:
         found = agent_card_to_dict(agent_card(presence.contracts, url_of(request) + PATH, keys=keys))

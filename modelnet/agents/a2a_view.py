@@ -1,7 +1,8 @@
 """A task's stream as an A2A client sees it: its events become status and artifact updates, and all of it so far a Task.
 Pure, but for the time of day.
 
-The text that is streamed and the output are one artifact, `output`: text parts, then a data part if there is more.
+The text that is streamed and the output are one artifact, `output`: text parts, then a data part if there is more. Of
+several answers to one question the first is streamed.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class View:
             case Progress():
                 told = {"fraction": event.fraction}
                 return [self._turn(TaskState.TASK_STATE_WORKING, told, at, event.note or "", event=event)]
-            case Delta():
+            case Delta() if event.index == 0 and event.text:
                 self._parts.append((event.number, event.text))
                 return [self._chunk([Part(text=event.text)], append=len(self._parts) > 1, event=event)]
             case Reset():

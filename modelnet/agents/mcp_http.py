@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from modelnet.agents.mcp_tools import TenantOf, Tools
+from modelnet.agents.caller import Caller
+from modelnet.agents.mcp_tools import CallerOf, Tools
 from modelnet.client import Client
 from modelnet.presence import Presence
 
@@ -28,10 +29,10 @@ __all__ = ["PATH", "McpEndpoint"]
 PATH = "/mcp"
 
 
-def _of_http(tenant_of: Callable[[Request], str]) -> TenantOf:
-    def of_call(ctx: ServerRequestContext[Any, Any]) -> str:
+def _of_http(caller_of: Callable[[Request], Caller]) -> CallerOf:
+    def of_call(ctx: ServerRequestContext[Any, Any]) -> Caller:
         assert ctx.request is not None
-        return tenant_of(ctx.request)
+        return caller_of(ctx.request)
 
     return of_call
 
@@ -44,15 +45,15 @@ class McpEndpoint:
         client: Client,
         presence: Presence,
         *,
-        tenant_of: Callable[[Request], str],
+        caller_of: Callable[[Request], Caller],
         closing: asyncio.Event,
         allows_origin: Callable[[str], bool] = lambda _: False,
         max_body_bytes: int = 4 << 20,
     ) -> None:
-        """`tenant_of`: whose request it is, once it has been let in. `closing`: streams that have no end of their own
+        """`caller_of`: whose request it is, once it has been let in. `closing`: streams that have no end of their own
         end when this is set. `allows_origin`: whether scripts of a page from there may call."""
-        self._tenant_of, self._closing, self._allows_origin = tenant_of, closing, allows_origin
-        self.tools = Tools(client, presence, tenant_of=_of_http(tenant_of))
+        self._caller_of, self._closing, self._allows_origin = caller_of, closing, allows_origin
+        self.tools = Tools(client, presence, caller_of=_of_http(caller_of))
         self._sessions = StreamableHTTPSessionManager(self.tools.server, max_request_body_size=max_body_bytes)
 
     @asynccontextmanager
@@ -78,7 +79,7 @@ class McpEndpoint:
             await PlainTextResponse("this origin is not allowed", status_code=403)(scope, receive, send)
             return
         # A session is of the tenant that began it: to others it is unknown.
-        user = AuthenticatedUser(AccessToken(token="", client_id=self._tenant_of(request), scopes=[]))
+        user = AuthenticatedUser(AccessToken(token="", client_id=self._caller_of(request).tenant, scopes=[]))
         heard = self._until_closing(receive) if request.method == "GET" else receive
         await self._sessions.handle_request({**scope, "user": user}, heard, send)
 

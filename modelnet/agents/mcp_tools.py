@@ -12,7 +12,7 @@ import json
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from mcp.server.context import ServerRequestContext
@@ -34,6 +34,7 @@ from mcp_types import (
 )
 
 from modelnet import __version__
+from modelnet.agents.caller import Caller
 from modelnet.agents.tool_names import capability_named, tool_name
 from modelnet.client import Client, TaskHandle
 from modelnet.errors import MalformedInput, ModelnetError, TooLarge
@@ -41,7 +42,7 @@ from modelnet.messages import Contract, Delta, Final, Progress, Reset
 from modelnet.presence import Presence
 from modelnet.reader import StreamEvent
 
-__all__ = ["META", "Gauge", "TenantOf", "Tools", "serve_stdio"]
+__all__ = ["META", "CallerOf", "Gauge", "Tools", "serve_stdio"]
 
 log = structlog.get_logger("mcp")
 
@@ -56,7 +57,7 @@ CANCEL_S = 5.0
 _OPTIONS = ("budget", "deadline_s", "priority", "value", "min_quality", "strategy", "require", "exclude")
 _NUDGE = 1e-6
 
-TenantOf = Callable[[ServerRequestContext[Any, Any]], str]
+CallerOf = Callable[[ServerRequestContext[Any, Any]], Caller]
 """Whose task a call is."""
 
 
@@ -76,10 +77,10 @@ class _Server(Server[Any]):
 class Tools:
     """The tools, and the MCP server that offers them."""
 
-    def __init__(self, client: Client, presence: Presence, *, tenant_of: TenantOf | None = None) -> None:
-        """`tenant_of`: who pays for a call; else the client's own tenant."""
+    def __init__(self, client: Client, presence: Presence, *, caller_of: CallerOf | None = None) -> None:
+        """`caller_of`: who pays for a call; else the client's own tenant."""
         self._client, self._presence = client, presence
-        self._tenant_of = tenant_of or (lambda _: client.settings.tenant)
+        self._caller_of = caller_of or (lambda _: Caller(client.settings.tenant))
         self._changed = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._changed)
         self._cancels: set[asyncio.Future[None]] = set()
@@ -161,20 +162,23 @@ class Tools:
         capability = capability_named(params.name)
         if capability is None or self._presence.contract(capability) is None:
             raise MCPError(INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        meta: Mapping[str, Any] = ctx.meta or {}
+        caller, meta = self._caller_of(ctx), cast("Mapping[str, Any]", ctx.meta or {})
         options = {key: meta[META + key] for key in _OPTIONS if META + key in meta}
         submitting = asyncio.ensure_future(
             self._client.submit(
                 capability,
                 params.arguments or {},
-                tenant=self._tenant_of(ctx),
+                tenant=caller.tenant,
                 contract=self._presence.pinned(capability),
                 cancel_on_disconnect=True,
                 **options,
             )
         )
         try:
-            return _result(await self._follow(ctx, await asyncio.shield(submitting)))
+            final = await self._follow(ctx, await asyncio.shield(submitting))
+            if caller.count is not None:
+                caller.count(final)
+            return _result(final)
         except asyncio.CancelledError:
             # Whoever cancelled this does so at every step it still takes: the task's cancel is not one of them.
             self._cancels.add(cancelling := asyncio.ensure_future(_cancel(submitting)))
@@ -217,8 +221,8 @@ class Gauge:
 
     def read(self, event: StreamEvent) -> tuple[float, float | None, str | None] | None:
         """(progress, total, message) of an event, or None if it is none."""
-        if isinstance(event, Delta):
-            return self._step(None, event.text)
+        if isinstance(event, Delta):  # of several answers the first is streamed
+            return self._step(None, event.text) if event.index == 0 and event.text else None
         if isinstance(event, Progress):
             return self._step(event.fraction, event.note)
         if isinstance(event, Reset):

@@ -117,7 +117,8 @@ class Upstream(Generic[S]):
         """Until it is lost."""
         while True:
             try:
-                await asyncio.wait_for(self._lost.wait(), self._probe_s if self._probe is not None else None)
+                async with asyncio.timeout(self._probe_s if self._probe is not None else None):
+                    await self._lost.wait()
                 return
             except TimeoutError:
                 assert self._probe is not None

@@ -13,7 +13,7 @@ from nats.js.kv import KeyValue
 from pydantic import ValidationError
 
 from modelnet.errors import ConnectionFailed
-from modelnet.messages import Contract, RollCall, WorkerCard
+from modelnet.messages import Contract, PrefixSecret, RollCall, WorkerCard
 
 from . import subjects
 from .replay import read_all
@@ -24,6 +24,7 @@ __all__ = ["Catalogue"]
 log = structlog.get_logger(__name__)
 
 _PREFIX = f"$KV.{CATALOGUE}."
+_PREFIX_SECRET = subjects.PREFIX_SECRET.removeprefix(_PREFIX)
 
 
 class Catalogue:
@@ -87,6 +88,18 @@ class Catalogue:
         except nats.errors.TimeoutError:
             return True
         return True
+
+    async def prefix_secret(self, fresh: bytes) -> bytes:
+        """What all negotiators key prefix hashes with: `fresh`, if there was none. Raises `ConnectionFailed`."""
+        kv, body = await self._kv(), PrefixSecret(secret=fresh).encode()
+        try:
+            with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+                await kv.create(_PREFIX_SECRET, body)
+                return fresh
+            entry = await kv.get(_PREFIX_SECRET)
+            return PrefixSecret.decode(entry.value or b"").secret
+        except (nats.errors.Error, nats.js.errors.Error) as error:
+            raise ConnectionFailed(f"the catalogue does not tell the secret of prefix hashes: {error}") from None
 
     async def leave(self, worker: str) -> None:
         """Remove a worker's card."""

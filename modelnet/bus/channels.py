@@ -184,6 +184,14 @@ CHANNELS = [
         ("negotiator", "ledger"),
         "KV bucket CATALOGUE. Whether a tenant is charged; sent by those who change its account.",
     ),
+    Channel(
+        "prefixSecret",
+        "$KV.CATALOGUE.secret.prefix",
+        m.PrefixSecret,
+        ("negotiator",),
+        ("negotiator",),
+        "KV bucket CATALOGUE. What prefix hashes are keyed with; written once.",
+    ),
     Channel("deadLetter", "dlq.{kind}", m.DeadLetter, ("negotiator",), ("client",), "Stream DLQ."),
 ]
 

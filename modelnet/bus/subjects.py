@@ -124,6 +124,10 @@ def metering(tenant: str) -> str:
     return f"$KV.CATALOGUE.metering.{tenant}"
 
 
+PREFIX_SECRET = "$KV.CATALOGUE.secret.prefix"
+"""Where the catalogue keeps what negotiators key prefix hashes with."""
+
+
 class ResultAddress(NamedTuple):
     """A subject under `result.`, taken apart. `worker` is empty for a journal entry."""
 

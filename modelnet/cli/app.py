@@ -19,6 +19,7 @@ from modelnet.cli import (
     network,
     reputation,
     tasks,
+    tenants,
     trace,
 )
 
@@ -77,3 +78,4 @@ for command in (
 
 app.add_typer(conformance.conformance, name="conformance")
 app.add_typer(dlq.dlq, name="dlq")
+app.add_typer(tenants.tenant, name="tenant")

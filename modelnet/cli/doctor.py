@@ -69,7 +69,7 @@ def config(as_json: Json = False, url: Url = None) -> None:
     settings = configured(url)
     values = settings.model_dump(mode="json")
     for name, field in type(settings).model_fields.items():
-        value = "***" if name == "password" and values[name] else values[name]
+        value = "***" if name in ("password", "prefix_secret") and values[name] else values[name]
         if as_json:
             print_json({"setting": f"MODELNET_{name.upper()}", "value": value, "description": field.description})
         else:

@@ -12,38 +12,40 @@ from modelnet.errors import UsageError
 if TYPE_CHECKING:
     from faststream import FastStream
 
-__all__ = ["A2a", "Capability", "Header", "Mcp", "McpUrl", "NatsAgent", "Price", "Slots", "outward_app"]
+__all__ = ["A2a", "Header", "Mcp", "McpUrl", "NatsAgent", "outward_app"]
+
+_SERVER = "A server that runs"
 
 Mcp = Annotated[
     str | None,
-    typer.Option("--mcp", metavar="COMMAND", help="Start this MCP server, and put its tools on the network."),
+    typer.Option(
+        "--mcp", metavar="COMMAND", help="Start this MCP server, and serve its tools.", rich_help_panel=_SERVER
+    ),
 ]
 McpUrl = Annotated[
-    str | None, typer.Option("--mcp-url", metavar="URL", help="Put the tools of the MCP server there on the network.")
+    str | None,
+    typer.Option("--mcp-url", metavar="URL", help="Serve the tools of the MCP server there.", rich_help_panel=_SERVER),
 ]
 A2a = Annotated[
-    str | None, typer.Option("--a2a", metavar="URL", help="Put the skills of the A2A agent there on the network.")
+    str | None,
+    typer.Option("--a2a", metavar="URL", help="Serve the skills of the A2A agent there.", rich_help_panel=_SERVER),
 ]
 NatsAgent = Annotated[
     str | None,
     typer.Option(
         "--nats-agent",
         metavar="NAME",
-        help="Put this agent of the NATS agent protocol on the network: its session, or AGENT/OWNER/SESSION.",
+        help="Serve this agent of the NATS agent protocol: its session, or AGENT/OWNER/SESSION.",
+        rich_help_panel=_SERVER,
     ),
 ]
-Capability = Annotated[
-    str | None,
-    typer.Option(
-        help="With --mcp or --a2a: what the capabilities' names begin with; else mcp.NAME or a2a.NAME. "
-        "With --nats-agent: the capability's name; else agent.SESSION."
-    ),
-]
-Price = Annotated[int, typer.Option(min=0, help="Of a server or an agent: micro-credits a task.")]
-Slots = Annotated[int, typer.Option(min=1, help="Of a server or an agent: tasks at once.")]
 Header = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME:VALUE", help="With --mcp-url or --a2a: sent with every request, as Authorization."),
+    typer.Option(
+        metavar="NAME:VALUE",
+        help="With --mcp-url or --a2a: sent with every request, as Authorization.",
+        rich_help_panel=_SERVER,
+    ),
 ]
 
 
@@ -53,7 +55,7 @@ def outward_app(
     mcp_url: str | None,
     a2a: str | None,
     nats_agent: str | None,
-    capability: str | None,
+    capability: list[str],
     name: str | None,
     price: int,
     slots: int,
@@ -61,26 +63,29 @@ def outward_app(
 ) -> FastStream:
     """The worker for the one of these that is given. Raises `UsageError`."""
     headers = _headers(header)
-    options: dict[str, Any] = {"prefix": capability, "name": name, "price": price, "slots": slots}
+    if len(capability) > 1:
+        raise UsageError("all that a server or agent offers has one --capability that its names begin with")
+    prefix = next(iter(capability), None)
+    options: dict[str, Any] = {"name": name, "price": price, "slots": slots}
     try:
         if nats_agent is not None:
             from modelnet.agents.nats_worker import AgentWorker
 
             if headers:
                 raise UsageError("a NATS agent takes no headers: --header goes with --mcp-url and --a2a")
-            return AgentWorker(nats_agent, capability=capability, name=name, price=price, slots=slots).app
+            return AgentWorker(nats_agent, capability=prefix, **options).app
         if a2a is not None:
             from modelnet.agents.a2a_worker import SkillWorker
 
-            return SkillWorker(_http(a2a), headers=headers, **options).app
+            return SkillWorker(_http(a2a), headers=headers, prefix=prefix, **options).app
         from modelnet.agents.mcp_worker import McpServer, ToolWorker
     except ModuleNotFoundError as missing:
         raise UsageError(f"the package {missing.name!r} is not installed (pip install 'modelnet[agents]')") from None
     if mcp_url is not None:
-        return ToolWorker(McpServer(url=_http(mcp_url), headers=headers), **options).app
+        return ToolWorker(McpServer(url=_http(mcp_url), headers=headers), prefix=prefix, **options).app
     if headers:
         raise UsageError("a command takes no headers: --header goes with --mcp-url and --a2a")
-    return ToolWorker(McpServer(command=_command(mcp or "")), **options).app
+    return ToolWorker(McpServer(command=_command(mcp or "")), prefix=prefix, **options).app
 
 
 def _command(text: str) -> tuple[str, ...]:

@@ -13,11 +13,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modelnet.engines.base import Chunk, EngineError, EngineState, EngineUnavailable, FinishReason, Prompt, Sampling
+from modelnet.engines.base import (
+    PLAIN,
+    Ability,
+    Chunk,
+    EngineState,
+    EngineUnavailable,
+    FinishReason,
+    Prompt,
+    Sampling,
+    Unsupported,
+)
 from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
+from modelnet.engines.pooling import Pooler, PoolRequest
 from modelnet.engines.prompts import checked_token_ids
-from modelnet.engines.stepping import StepThread
+from modelnet.engines.stepping import Item, StepThread
+from modelnet.engines.steps import StepModel
 from modelnet.engines.thread_engine import ThreadEngine
 from modelnet.engines.tokenizer import FolderTokenizer, TextStream
 
@@ -56,6 +68,8 @@ class NumpyCore:
     """A `StepCore`."""
 
     software = "NumPy"
+    abilities: frozenset[Ability] = PLAIN | {"tokens"}
+    pooler: Pooler | None = None
 
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:
         self.model = model
@@ -65,6 +79,8 @@ class NumpyCore:
         self._waiting: deque[_Request] = deque()
         self._running: dict[str, _Request] = {}
         self._meter = Meter()
+        self._steps = 0
+        self._step_times = StepModel()
         self._llama: Llama | None = None
         self._tokenizer: FolderTokenizer | None = None
         self._vocab = 0
@@ -88,11 +104,16 @@ class NumpyCore:
         assert self._tokenizer is not None
         return self._tokenizer.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         assert self._tokenizer is not None
+        if adapter is not None:
+            raise Unsupported("the NumPy engine has no adapters")
         text = TextStream(self._tokenizer.tokenizer, token_ids, sampling.stop)
         random = np.random.default_rng(sampling.seed)
         self._waiting.append(_Request(key, token_ids, sampling, text, random, time.monotonic()))
+
+    def pool(self, key: str, request: PoolRequest) -> None:
+        raise Unsupported("the NumPy engine has no pooling models")
 
     def abort(self, keys: Iterable[str]) -> None:
         gone = set(keys)
@@ -103,8 +124,9 @@ class NumpyCore:
     def busy(self) -> bool:
         return bool(self._running or self._waiting)
 
-    def step(self) -> list[tuple[str, Chunk | EngineError]]:
+    def step(self) -> list[tuple[str, Item]]:
         assert self._llama is not None
+        self._steps += 1
         began = time.monotonic()
         while self._waiting and self._free:
             request = self._waiting.popleft()
@@ -116,8 +138,10 @@ class NumpyCore:
         logits = self._llama.forward([self._span(request) for request in batch])
         now = time.monotonic()
         new = [r for r in batch if not r.token_ids]
-        self._meter.prefill(sum(len(r.prompt_ids) for r in new), now - began)
-        items: list[tuple[str, Chunk | EngineError]] = []
+        prefill = sum(len(r.prompt_ids) for r in new)
+        self._meter.prefill(prefill, now - began)
+        self._step_times.learn(len(batch) - len(new), prefill, self._held(), now - began)
+        items: list[tuple[str, Item]] = []
         for request, row in zip(batch, logits, strict=True):
             if request.token_ids:
                 self._meter.token(now - request.last_token_at)
@@ -152,9 +176,12 @@ class NumpyCore:
             completion_tokens=len(request.token_ids),
         )
 
+    def _held(self) -> int:
+        """Tokens in the cache."""
+        return sum(request.length for request in list(self._running.values()))
+
     def state(self) -> EngineState:
-        running = list(self._running.values())
-        held = sum(request.length for request in running)
+        running, held = list(self._running.values()), self._held()
         return EngineState(
             running=len(running),
             waiting=len(self._waiting),
@@ -163,6 +190,8 @@ class NumpyCore:
             ttft_ms=self._meter.ttft_ms,
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            steps=self._steps,
+            step_times=self._step_times,
         )
 
     def close(self) -> None:

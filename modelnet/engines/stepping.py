@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from modelnet.engines.base import Chunk, EngineError, EngineState, Prompt, Sampling
+from modelnet.engines.base import Ability, Chunk, EngineError, EngineState, Prompt, Sampling
+from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 
-__all__ = ["StepCore", "StepThread"]
+__all__ = ["Item", "StepCore", "StepThread"]
+
+Item = Chunk | Pooled | EngineError
+"""What a step has for a request."""
 
 
 class StepCore(Protocol):
@@ -21,6 +25,9 @@ class StepCore(Protocol):
     model: str
     software: str
     max_model_len: int
+    abilities: frozenset[Ability]
+    pooler: Pooler | None
+    """Of a model that gives vectors or scores."""
 
     def load(self) -> None: ...
 
@@ -30,13 +37,17 @@ class StepCore(Protocol):
     def decode(self, token_ids: list[int]) -> str:
         """Called on any thread."""
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None: ...
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
+        """`token_ids`: the prompt's. Raises `EngineError`s of the request's own."""
+
+    def pool(self, key: str, request: PoolRequest) -> None:
+        """Begin a request that ends with a `Pooled`. Only where there is a `pooler`."""
 
     def abort(self, keys: Iterable[str]) -> None: ...
 
     def busy(self) -> bool: ...
 
-    def step(self) -> list[tuple[str, Chunk | EngineError]]: ...
+    def step(self) -> list[tuple[str, Item]]: ...
 
     def state(self) -> EngineState: ...
 

@@ -160,6 +160,7 @@ def score(terms: Terms, offered: Offered) -> ScoredBid:
         mean_quality=mean,
         cases=offered.cases,
         wait_ms=bid.wait_ms,
+        first_ms=bid.first_ms,
         deposit=bid.deposit,
         value=value,
         score=total,

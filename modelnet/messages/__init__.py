@@ -37,9 +37,13 @@ from .result import (
     ResultEvent,
     Settlement,
     Timings,
+    TokenAlternative,
+    TokenLogprob,
+    ToolCallPart,
     Usage,
     decode_event,
 )
+from .secret import PrefixSecret
 from .task import DEFAULT_BUDGET, DEFAULT_DEADLINE_S, MAX_DEADLINE_S, Selector, Strategy, StrategyKind, Task
 from .worker import Beat, CapabilityCard, Drain, Offer, RollCall, RunningAttempt, WorkerCard
 
@@ -83,6 +87,7 @@ __all__ = [
     "Part",
     "Pattern",
     "Planned",
+    "PrefixSecret",
     "PriceRule",
     "Progress",
     "Reference",
@@ -99,6 +104,9 @@ __all__ = [
     "StrategyKind",
     "Task",
     "Timings",
+    "TokenAlternative",
+    "TokenLogprob",
+    "ToolCallPart",
     "Transcript",
     "Usage",
     "Waiting",

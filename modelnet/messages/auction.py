@@ -44,8 +44,19 @@ class Features(Part):
         default=None,
         description=(
             "The input with every string replaced by its length in characters and every number by null, except "
-            "properties that the contract marks x-public. Null if it would be larger than 2 KiB."
+            "properties that the contract marks x-public. Of one that would be larger than 2 KiB the top level alone, "
+            "with null for what has parts; null if that is too large as well."
         ),
+    )
+    prompt_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Size of the properties that the contract marks x-prefix; null where it has none.",
+    )
+    prefix: bytes = Field(
+        default=b"",
+        description="Up to 64 hashes of 8 bytes, keyed by tenant: the n-th is of the prompt's first bytes, up to where "
+        "block n ends. Blocks are of 128 bytes, and from every eighth on twice as long.",
     )
 
 
@@ -73,6 +84,9 @@ class Bid(Message):
     p50_ms: float = Field(gt=0, description="Median of the expected time to complete, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
     wait_ms: float = Field(default=0.0, ge=0, description="What of both is the expected wait for a slot.")
+    first_ms: float | None = Field(
+        default=None, ge=0, description="Median of the expected time to the first text, in ms, that wait included."
+    )
     free: int = Field(default=1, ge=1, description="Awards that it could take when it bid, this one included.")
     deposit: Micro = Field(
         default=0,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from starlette.datastructures import Headers
 
 from modelnet import Context, Progress, Reject
-from modelnet.bus.embedded import EmbeddedNats
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+from modelnet.errors import TenantExists
+from modelnet.settings import Settings
+from modelnet.store.tenants import Tenants
 from tests.gateway.doors import Gateway
 from tests.network.stage import PATIENCE_S, Network, fast
-from workers.gateway.entrance import Entrance
-from workers.gateway.refusal import Refusal
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 NUMBER = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
@@ -69,6 +70,11 @@ class Worker:
         async def reject(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
             raise Reject("not today", code="not_today")
 
+        @worker.capability("test.tokens", contract={"input": {}, "output": {}}, price=1)
+        async def tokens(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
+            ctx.count(prompt_tokens=20, completion_tokens=10)
+            return {}
+
         @worker.capability("test.lists.items_of", contract={"input": {}, "output": {}}, price=1)
         async def items(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
             return {"tenant": ctx.tenant, "input": input}
@@ -98,21 +104,35 @@ def worker(joined: Worker) -> Worker:
     return joined
 
 
+class Door(Gateway):
+    """A gateway that asks for keys, and gives them out."""
+
+    async def key(self, tenant: str) -> str:
+        """A key of a tenant, which is made if there is none of this name."""
+        if tenant not in self._keys:
+            async with Tenants(self.config.redis) as tenants:
+                with contextlib.suppress(TenantExists):
+                    await tenants.create(tenant)
+                _, self._keys[tenant] = await tenants.add_key(tenant)
+        return self._keys[tenant]
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config, gateway_keys="required")
+        self._keys: dict[str, str] = {}
+
+    @property
+    def again(self) -> Door:
+        """Another gateway of the same network; the same keys open it."""
+        other = Door(self.config)
+        other._keys = self._keys
+        return other
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def door(network: Network, joined: Worker) -> AsyncIterator[Gateway]:
+async def door(network: Network, joined: Worker, redis_server: EmbeddedRedis) -> AsyncIterator[Door]:
     """A gateway whose doors are open."""
-    # Until there are keys: a bearer's key is the name of its tenant.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Entrance, "_tenant", _tenant)
-        async with Gateway(network.config) as gateway:
-            yield gateway
-
-
-def _tenant(entrance: Entrance, headers: Headers) -> str:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme != "Bearer" or not key:
-        raise Refusal(401, "invalid_api_key", "no key")
-    return key
+    async with Door(network.config.model_copy(update={"redis_url": redis_server.url})) as door:
+        yield door
 
 
 async def soon(queue: asyncio.Queue[str]) -> str:

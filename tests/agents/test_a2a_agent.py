@@ -37,11 +37,9 @@ from a2a.utils.errors import (
     UnsupportedOperationError,
 )
 
-from modelnet.agents.a2a_card import agent_card
 from modelnet.agents.a2a_view import ARTIFACT, from_value, to_struct, to_value
 from modelnet.messages import new_id
-from tests.agents.conftest import Worker, soon
-from tests.gateway.doors import Gateway
+from tests.agents.conftest import Door, Worker, soon
 from tests.network.stage import PATIENCE_S, Network
 
 pytestmark = [
@@ -51,12 +49,10 @@ pytestmark = [
 
 
 @asynccontextmanager
-async def client(
-    door: Gateway, binding: str, tenant: str = "default", *, streaming: bool = True
-) -> AsyncIterator[Client]:
+async def client(door: Door, binding: str, tenant: str = "default", *, streaming: bool = True) -> AsyncIterator[Client]:
     """The SDK's client, with a tenant's key."""
     async with httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {tenant}"} if tenant else {},
+        headers={"Authorization": f"Bearer {await door.key(tenant)}"} if tenant else {},
         timeout=PATIENCE_S,
         limits=httpx.Limits(max_connections=None),
     ) as http:
@@ -149,7 +145,7 @@ def said(task: Task) -> str:
 # ---------------------------------------------------------------------- the card
 
 
-async def test_the_card_shows_the_live_catalogue(door: Gateway, network: Network, binding: str) -> None:
+async def test_the_card_shows_the_live_catalogue(door: Door, network: Network, binding: str) -> None:
     async with httpx.AsyncClient() as http:  # without a key
         card = await A2ACardResolver(http, door.url).get_agent_card()
         raw = await http.get(f"{door.url}/.well-known/agent-card.json")
@@ -165,16 +161,15 @@ async def test_the_card_shows_the_live_catalogue(door: Gateway, network: Network
         ("JSONRPC", "1.0"),
         ("HTTP+JSON", "1.0"),
     }
-    keyed = agent_card([], door.url, keys=True)
-    assert keyed.security_schemes["key"].http_auth_security_scheme.scheme == "Bearer"
-    assert "key" in keyed.security_requirements[0].schemes
+    assert card.security_schemes["key"].http_auth_security_scheme.scheme == "Bearer"
+    assert "key" in card.security_requirements[0].schemes
     assert same.status_code == 304
 
 
 # ---------------------------------------------------------------------- messages
 
 
-async def test_text_is_for_text_generate_and_streams(door: Gateway, binding: str) -> None:
+async def test_text_is_for_text_generate_and_streams(door: Door, binding: str) -> None:
     async with client(door, binding) as net:
         told = await stream(net, text("count"))
         asked = await net.get_task(GetTaskRequest(id=told[0].task.id))
@@ -192,7 +187,7 @@ async def test_text_is_for_text_generate_and_streams(door: Gateway, binding: str
         assert task.status.timestamp.seconds
 
 
-async def test_a_skill_is_named_and_data_is_its_input(door: Gateway, binding: str) -> None:
+async def test_a_skill_is_named_and_data_is_its_input(door: Door, binding: str) -> None:
     async with client(door, binding, streaming=False) as net:
         doubled = await ask(net, data({"number": 21}, "test.double"))
         upper = await ask(net, text("hey", "text.upper"))
@@ -208,7 +203,7 @@ async def test_a_skill_is_named_and_data_is_its_input(door: Gateway, binding: st
     assert texts(mixed) == "HEY"
 
 
-async def test_metadata_says_what_may_be_paid_and_until_when(door: Gateway, network: Network, binding: str) -> None:
+async def test_metadata_says_what_may_be_paid_and_until_when(door: Door, network: Network, binding: str) -> None:
     async with client(door, binding, streaming=False) as net:
         task = await ask(net, text("hey", "text.upper", metadata={"budget": 1}))
         wrong = text("hey", "text.upper", metadata={"budget": -1})
@@ -222,7 +217,7 @@ async def test_metadata_says_what_may_be_paid_and_until_when(door: Gateway, netw
     assert said(task)
 
 
-async def test_it_returns_at_once_if_asked_to(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_it_returns_at_once_if_asked_to(door: Door, worker: Worker, binding: str) -> None:
     async with client(door, binding, streaming=False) as net, client(door, binding) as other:
         request = text("x", "test.slow")
         request.configuration.CopyFrom(SendMessageConfiguration(return_immediately=True))
@@ -247,7 +242,7 @@ async def at_its_end(net: Client, id: str) -> Task:
         return await net.get_task(GetTaskRequest(id=id))
 
 
-async def test_a_message_sent_again_is_the_same_task(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_a_message_sent_again_is_the_same_task(door: Door, worker: Worker, binding: str) -> None:
     request = text("x", "test.slow", message_id=f"twice-{binding}")
     async with client(door, binding) as net:
         async with aclosing(responses(net, request)) as told:
@@ -262,7 +257,7 @@ async def test_a_message_sent_again_is_the_same_task(door: Gateway, worker: Work
     assert texts(folded(other)) == "begun y"
 
 
-async def test_contexts(door: Gateway, binding: str) -> None:
+async def test_contexts(door: Door, binding: str) -> None:
     async with client(door, binding, streaming=False) as net:
         made = await ask(net, text("a", "text.upper"))
         kept = await ask(net, text("a", "text.upper", context_id="6f1c9a52-7a3e-4f0e-9d55-0d8a1d1b2c3d"))
@@ -316,14 +311,14 @@ async def test_contexts(door: Gateway, binding: str) -> None:
 )
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_requests_that_are_refused(
-    door: Gateway, binding: str, streaming: bool, request_: SendMessageRequest, error: type[A2AError]
+    door: Door, binding: str, streaming: bool, request_: SendMessageRequest, error: type[A2AError]
 ) -> None:
     async with client(door, binding, streaming=streaming) as net:
         with pytest.raises(error):
             await stream(net, request_)
 
 
-async def test_a_task_that_fails_says_why(door: Gateway, binding: str) -> None:
+async def test_a_task_that_fails_says_why(door: Door, binding: str) -> None:
     async with client(door, binding, streaming=False) as net:
         rejected = await ask(net, data({}, "test.reject"))
         violated = await ask(net, data({"number": "seven"}, "test.double"))
@@ -336,7 +331,7 @@ async def test_a_task_that_fails_says_why(door: Gateway, binding: str) -> None:
 # ---------------------------------------------------------------------- cancel, disconnect, resume
 
 
-async def test_cancel(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_cancel(door: Door, worker: Worker, binding: str) -> None:
     async with client(door, binding) as net:
         async with aclosing(responses(net, text("x", "test.slow"))) as told:
             seen = [await anext(told)]
@@ -352,7 +347,7 @@ async def test_cancel(door: Gateway, worker: Worker, binding: str) -> None:
             await net.cancel_task(CancelTaskRequest(id="nobody-knows"))
 
 
-async def test_a_client_that_goes_away_can_come_back(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_a_client_that_goes_away_can_come_back(door: Door, worker: Worker, binding: str) -> None:
     """Its task goes on; whoever subscribes gets the task as it stands, and then what is new."""
     async with client(door, binding) as net:
         async with aclosing(responses(net, text("x", "test.slow"))) as told:
@@ -374,7 +369,7 @@ async def test_a_client_that_goes_away_can_come_back(door: Gateway, worker: Work
             await stream(net, SubscribeToTaskRequest(id="nobody-knows"))
 
 
-async def test_what_was_missed_is_replayed_from_any_position(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_what_was_missed_is_replayed_from_any_position(door: Door, worker: Worker, binding: str) -> None:
     async with client(door, binding) as net:
         worker.gate.set()
         whole = await stream(net, text("x", "test.slow"))
@@ -412,7 +407,7 @@ def told(response: StreamResponse) -> Any:
     return change.status.state, [part.text for part in change.status.message.parts], from_value(change.metadata)
 
 
-async def test_a_hundred_streams_at_once(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_a_hundred_streams_at_once(door: Door, worker: Worker, binding: str) -> None:
     async with client(door, binding) as net:
         asked = [asyncio.create_task(stream(net, text(str(n), "test.slow"))) for n in range(100)]
         for _ in range(100):
@@ -425,7 +420,7 @@ async def test_a_hundred_streams_at_once(door: Gateway, worker: Worker, binding:
 # ---------------------------------------------------------------------- tasks and tenants
 
 
-async def test_tasks_are_listed_the_last_changed_first(door: Gateway, binding: str) -> None:
+async def test_tasks_are_listed_the_last_changed_first(door: Door, binding: str) -> None:
     tenant = f"lister-{binding.replace('+', '-')}"
     async with client(door, binding, tenant, streaming=False) as net:
         made = [await ask(net, text(str(n), "text.upper", context_id=f"room-{n % 2}")) for n in range(5)]
@@ -455,7 +450,7 @@ async def test_tasks_are_listed_the_last_changed_first(door: Gateway, binding: s
                 await net.list_tasks(wrong)
 
 
-async def test_tenants_know_nothing_of_each_other(door: Gateway, worker: Worker, binding: str) -> None:
+async def test_tenants_know_nothing_of_each_other(door: Door, worker: Worker, binding: str) -> None:
     async with client(door, binding, "owner") as ours, client(door, binding, "stranger") as theirs:
         async with aclosing(responses(ours, text("x", "test.slow"))) as told:
             id = (await anext(told)).task.id
@@ -476,19 +471,19 @@ async def test_tenants_know_nothing_of_each_other(door: Gateway, worker: Worker,
         assert (await stream(ours, same))[0].task.id != (await stream(theirs, same))[0].task.id
 
 
-async def test_a_call_needs_a_key(door: Gateway, binding: str) -> None:
+async def test_a_call_needs_a_key(door: Door, binding: str) -> None:
     async with client(door, binding, "") as net:
         with pytest.raises(A2AClientError, match="401"):
             await net.get_task(GetTaskRequest(id="x"))
 
 
-async def test_what_is_not_offered_says_so(door: Gateway, binding: str) -> None:
+async def test_what_is_not_offered_says_so(door: Door, binding: str) -> None:
     config = TaskPushNotificationConfig(task_id="x", url="https://x.example")
     async with client(door, binding) as net:
         with pytest.raises(PushNotificationNotSupportedError):
             await net.create_task_push_notification_config(config)
         # The SDK's client does not ask an agent whose card offers no other card.
-        headers = {"Authorization": "Bearer default", "A2A-Version": "1.0"}
+        headers = {"Authorization": f"Bearer {await door.key('default')}", "A2A-Version": "1.0"}
         async with httpx.AsyncClient(headers=headers) as http:
             if binding == "JSONRPC":
                 body = {"jsonrpc": "2.0", "id": 1, "method": "GetExtendedAgentCard", "params": {}}

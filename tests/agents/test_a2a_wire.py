@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from tests.gateway.doors import Gateway
+from tests.agents.conftest import Door
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,8 +28,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ("1.0", '{"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": "x", "tenant": "other"}}', -32602),
     ],
 )
-async def test_errors_on_the_wire(door: Gateway, version: str, body: str, code: int) -> None:
-    headers = {"Authorization": "Bearer default", "Content-Type": "application/json", "A2A-Version": version}
+async def test_errors_on_the_wire(door: Door, version: str, body: str, code: int) -> None:
+    key = await door.key("default")
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "A2A-Version": version}
     async with httpx.AsyncClient(headers=headers) as http:
         answer = await http.post(f"{door.url}/a2a", content=body)
     assert json.loads(answer.content)["error"]["code"] == code
@@ -52,9 +53,10 @@ async def test_errors_on_the_wire(door: Gateway, version: str, body: str, code: 
     ],
 )
 async def test_statuses_on_the_wire(
-    door: Gateway, method: str, path: str, body: str | None, status: int, reason: str | None
+    door: Door, method: str, path: str, body: str | None, status: int, reason: str | None
 ) -> None:
-    headers = {"Authorization": "Bearer default", "Content-Type": "application/json", "A2A-Version": "1.0"}
+    key = await door.key("default")
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "A2A-Version": "1.0"}
     async with httpx.AsyncClient(headers=headers) as http:
         answer = await http.request(method, f"{door.url}/a2a/{path}", content=body)
     assert answer.status_code == status, answer.text

@@ -15,12 +15,11 @@ from modelnet.agents.a2a_worker import CONTRACT, SkillWorker
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.messages import Beat, Delta, Progress
 from tests.agents.a2a_agent import SKILLS, Agent
-from tests.agents.conftest import soon
+from tests.agents.conftest import Door, soon
 from tests.agents.test_a2a_agent import client as a2a_client
 from tests.agents.test_a2a_agent import data, folded, stream, text, texts
 from tests.agents.test_mcp_http import client as mcp_client
 from tests.agents.test_mcp_http import offered
-from tests.gateway.doors import Gateway
 from tests.network.stage import Network
 
 pytestmark = [
@@ -123,8 +122,8 @@ async def test_what_is_no_answer_says_why(network: Network, agent: Agent, skill:
     assert raised.value.wire_code == code
 
 
-async def test_a_hundred_streams_at_once(network: Network, agent: Agent) -> None:
-    async with on_network(network, agent, slots=100):
+async def test_a_hundred_streams_at_once(network: Network) -> None:
+    async with Agent() as agent, on_network(network, agent, slots=100):
         run = network.client.run
         answers = await asyncio.gather(*(run("a2a.odd.echo_text", {"text": f"number {n}"}) for n in range(100)))
     assert [answer["text"] for answer in answers] == [f"number {n} " for n in range(100)]
@@ -188,7 +187,7 @@ async def test_a_card_may_be_named_by_its_whole_address(network: Network) -> Non
             await app.stop()
 
 
-async def test_out_and_in_again(network: Network, door: Gateway) -> None:
+async def test_out_and_in_again(network: Network, door: Door) -> None:
     """An agent through the network's own doors: as an A2A skill and as an MCP tool."""
     async with Agent() as agent, on_network(network, agent, prefix="a2a.round", name="round"):
         async with mcp_client(door) as tools:

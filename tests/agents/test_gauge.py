@@ -11,7 +11,7 @@ from modelnet.messages import Delta, Progress, Reset
 STAMP = {"task": "t", "attempt": 1, "worker": "w", "number": 1}
 
 EVENT = st.one_of(
-    st.builds(Delta, text=st.text(max_size=3), **{k: st.just(v) for k, v in STAMP.items()}),
+    st.builds(Delta, text=st.text(min_size=1, max_size=3), **{k: st.just(v) for k, v in STAMP.items()}),
     st.builds(
         Progress,
         fraction=st.none() | st.floats(0, 1),

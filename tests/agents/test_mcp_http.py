@@ -18,8 +18,7 @@ from mcp_types import INVALID_PARAMS, ToolListChangedNotification
 from modelnet.agents import mcp_tools
 from modelnet.agents.mcp_tools import META
 from modelnet.agents.tool_names import tool_name
-from tests.agents.conftest import Worker, soon
-from tests.gateway.doors import Gateway
+from tests.agents.conftest import Door, Worker, soon
 from tests.network.stage import PATIENCE_S, Network, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -29,11 +28,11 @@ MODES = ["auto", "legacy"]
 
 
 @asynccontextmanager
-async def client(door: Gateway, mode: str = "auto", tenant: str = "default", **options: Any) -> AsyncIterator[Client]:
+async def client(door: Door, mode: str = "auto", tenant: str = "default", **options: Any) -> AsyncIterator[Client]:
     """The SDK's client, with a tenant's key."""
     async with (
         httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {tenant}"},
+            headers={"Authorization": f"Bearer {await door.key(tenant)}"},
             timeout=PATIENCE_S,
             limits=httpx2.Limits(max_connections=None),
         ) as http,
@@ -51,7 +50,7 @@ async def offered(net: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_capabilities_are_tools_with_their_contracts(door: Gateway, mode: str) -> None:
+async def test_capabilities_are_tools_with_their_contracts(door: Door, mode: str) -> None:
     async with client(door, mode) as net:
         assert net.server_capabilities.tools is not None
         assert net.server_capabilities.tools.list_changed
@@ -70,7 +69,7 @@ async def test_capabilities_are_tools_with_their_contracts(door: Gateway, mode: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_call_is_a_task_and_its_output_the_result(door: Gateway, mode: str) -> None:
+async def test_a_call_is_a_task_and_its_output_the_result(door: Door, mode: str) -> None:
     async with client(door, mode) as net:
         result = await net.call_tool("text__upper", {"text": "hey"})
     assert not result.is_error
@@ -82,7 +81,7 @@ async def test_a_call_is_a_task_and_its_output_the_result(door: Gateway, mode: s
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_what_a_task_streams_is_progress(door: Gateway, mode: str) -> None:
+async def test_what_a_task_streams_is_progress(door: Door, mode: str) -> None:
     seen: list[tuple[float, float | None, str | None]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -98,7 +97,7 @@ async def test_what_a_task_streams_is_progress(door: Gateway, mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_call_that_fails_says_so_in_its_result(door: Gateway, mode: str) -> None:
+async def test_a_call_that_fails_says_so_in_its_result(door: Door, mode: str) -> None:
     async with client(door, mode) as net:
         rejected = await net.call_tool("test__reject", {})
         broken = await net.call_tool("text__upper", {"txt": "hey"})
@@ -114,7 +113,7 @@ async def test_a_call_that_fails_says_so_in_its_result(door: Gateway, mode: str)
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["nothing__here", "text.upper", "TEXT", "", "normalize__", "x" * 300])
-async def test_a_tool_that_is_unknown_is_an_error_of_the_protocol(door: Gateway, mode: str, name: str) -> None:
+async def test_a_tool_that_is_unknown_is_an_error_of_the_protocol(door: Door, mode: str, name: str) -> None:
     async with client(door, mode) as net:
         with pytest.raises(MCPError) as raised:
             await net.call_tool(name, {})
@@ -123,7 +122,7 @@ async def test_a_tool_that_is_unknown_is_an_error_of_the_protocol(door: Gateway,
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_call_that_is_cancelled_cancels_its_task(door: Gateway, worker: Worker, mode: str) -> None:
+async def test_a_call_that_is_cancelled_cancels_its_task(door: Door, worker: Worker, mode: str) -> None:
     async with client(door, mode) as net:
         call = asyncio.create_task(net.call_tool("test__slow", {"text": "x"}))
         task = await soon(worker.started)
@@ -134,7 +133,7 @@ async def test_a_call_that_is_cancelled_cancels_its_task(door: Gateway, worker: 
 
 
 @pytest.mark.parametrize("mode", ["auto"])
-async def test_a_client_that_disconnects_cancels_its_task(door: Gateway, worker: Worker, mode: str) -> None:
+async def test_a_client_that_disconnects_cancels_its_task(door: Door, worker: Worker, mode: str) -> None:
     """In the protocol before, a lost connection is no cancel."""
     async with httpx.AsyncClient() as http:
         body = {
@@ -150,15 +149,15 @@ async def test_a_client_that_disconnects_cancels_its_task(door: Gateway, worker:
                 },
             },
         }
-        headers = {**HEADERS, "Mcp-Method": "tools/call", "Mcp-Name": "test__slow"}
-        request = http.build_request("POST", f"{door.url}/mcp", json=body, headers=headers)
+        named = {"Mcp-Method": "tools/call", "Mcp-Name": "test__slow"}
+        request = http.build_request("POST", f"{door.url}/mcp", json=body, headers=await headers(door) | named)
         sending = asyncio.create_task(http.send(request, stream=True))
         task = await soon(worker.started)
         sending.cancel()
         assert await soon(worker.stopped) == task
 
 
-async def test_a_session_that_is_deleted_cancels_its_calls(door: Gateway, worker: Worker) -> None:
+async def test_a_session_that_is_deleted_cancels_its_calls(door: Door, worker: Worker) -> None:
     async with client(door, "legacy") as net:
         call = asyncio.create_task(net.call_tool("test__slow", {"text": "x"}))
         task = await soon(worker.started)
@@ -167,7 +166,7 @@ async def test_a_session_that_is_deleted_cancels_its_calls(door: Gateway, worker
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_hundred_calls_at_once_each_get_their_own(door: Gateway, worker: Worker, mode: str) -> None:
+async def test_a_hundred_calls_at_once_each_get_their_own(door: Door, worker: Worker, mode: str) -> None:
     heard: dict[int, list[str]] = {number: [] for number in range(100)}
 
     async with client(door, mode) as net:
@@ -188,7 +187,7 @@ async def test_a_hundred_calls_at_once_each_get_their_own(door: Gateway, worker:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_clients_are_told_when_the_tools_change(door: Gateway, network: Network, mode: str) -> None:
+async def test_clients_are_told_when_the_tools_change(door: Door, network: Network, mode: str) -> None:
     told = asyncio.Event()
 
     async def on_message(message: object) -> None:
@@ -218,7 +217,7 @@ async def test_clients_are_told_when_the_tools_change(door: Gateway, network: Ne
         assert name not in [tool.name for tool in (await net.list_tools(cache_mode="refresh")).tools]
 
 
-async def test_long_lists_come_in_pages(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_lists_come_in_pages(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_tools, "PAGE", 3)
     async with client(door) as net:
         names, cursor, pages = list[str](), None, 0
@@ -236,7 +235,7 @@ async def test_long_lists_come_in_pages(door: Gateway, monkeypatch: pytest.Monke
     assert raised.value.code == INVALID_PARAMS
 
 
-async def test_a_task_is_the_tenants_whose_key_it_came_with(door: Gateway, network: Network) -> None:
+async def test_a_task_is_the_tenants_whose_key_it_came_with(door: Door, network: Network) -> None:
     async with client(door, tenant="acme") as net:
         result = await net.call_tool("test__lists__items_of", {"a": [1, 2]})
     assert result.structured_content == {"tenant": "acme", "input": {"a": [1, 2]}}
@@ -244,8 +243,8 @@ async def test_a_task_is_the_tenants_whose_key_it_came_with(door: Gateway, netwo
     assert (await network.client.task(task, tenant="acme").final()).tenant == "acme"
 
 
-async def test_a_session_is_unknown_to_other_tenants(door: Gateway) -> None:
-    ours = {**HEADERS, "MCP-Protocol-Version": "2025-11-25"}
+async def test_a_session_is_unknown_to_other_tenants(door: Door) -> None:
+    ours = await headers(door, version="2025-11-25")
     begin = {
         "jsonrpc": "2.0",
         "id": 1,
@@ -260,16 +259,19 @@ async def test_a_session_is_unknown_to_other_tenants(door: Gateway) -> None:
     async with httpx.AsyncClient() as http:
         answer = await http.post(f"{door.url}/mcp", json=begin, headers=ours)
         ours["Mcp-Session-Id"] = answer.headers["mcp-session-id"]
-        theirs = {**ours, "Authorization": "Bearer thief"}
+        theirs = ours | {"Authorization": (await headers(door, "thief"))["Authorization"]}
         assert (await http.post(f"{door.url}/mcp", json=listing, headers=ours)).status_code == 200
         assert (await http.post(f"{door.url}/mcp", json=listing, headers=theirs)).status_code == 404
 
 
-HEADERS = {
-    "Authorization": "Bearer default",
-    "Accept": "application/json, text/event-stream",
-    "MCP-Protocol-Version": "2026-07-28",
-}
+async def headers(door: Door, tenant: str = "default", version: str = "2026-07-28") -> dict[str, str]:
+    """What every request bears."""
+    return {
+        "Authorization": f"Bearer {await door.key(tenant)}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": version,
+    }
 
 
 @pytest.mark.parametrize(
@@ -284,15 +286,15 @@ HEADERS = {
         ({"Accept": "text/html"}, '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}', 406),
     ],
 )
-async def test_what_the_transport_must_refuse(door: Gateway, changes: dict[str, str], body: str, status: int) -> None:
-    headers = {**HEADERS, "Content-Type": "application/json", **changes}
+async def test_what_the_transport_must_refuse(door: Door, changes: dict[str, str], body: str, status: int) -> None:
+    sent = await headers(door) | changes
     async with httpx.AsyncClient() as http:
-        answer = await http.post(f"{door.url}/mcp", content=body, headers=headers)
+        answer = await http.post(f"{door.url}/mcp", content=body, headers=sent)
     assert answer.status_code == status
 
 
-async def test_a_page_of_this_machine_may_call(door: Gateway) -> None:
-    headers = {**HEADERS, "Content-Type": "application/json", "Origin": "http://localhost:3000"}
+async def test_a_page_of_this_machine_may_call(door: Door) -> None:
+    sent = await headers(door) | {"Origin": "http://localhost:3000"}
     async with httpx.AsyncClient() as http:
-        answer = await http.post(f"{door.url}/mcp", content="{", headers=headers)
+        answer = await http.post(f"{door.url}/mcp", content="{", headers=sent)
     assert answer.status_code == 400

@@ -19,9 +19,9 @@ from modelnet import Client, TaskFailed
 from modelnet.agents.mcp_worker import McpServer, ToolWorker
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.messages import Beat, Final, Progress
+from tests.agents.conftest import Door
 from tests.agents.test_mcp_http import client, offered
 from tests.cli.conftest import ROOT
-from tests.gateway.doors import Gateway
 from tests.network.stage import PATIENCE_S, Network
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -206,7 +206,7 @@ async def test_what_cannot_be_started_or_has_no_tools_never_joins(network: Netwo
         ToolWorker(McpServer(command=COMMAND), prefix="Not A Capability")
 
 
-async def test_out_and_in_again(network: Network, door: Gateway) -> None:
+async def test_out_and_in_again(network: Network, door: Door) -> None:
     """A server's tools through the network's own door: MCP on both sides."""
     heard: list[str | None] = []
 

@@ -22,7 +22,7 @@ async def prepare_model(fleet: Fleet) -> Path:
     """Let the model join; a file of tasks with the answers that it gave in peace, as `tests.chaos.load` reads it."""
     workers = fleet.folder / "workers.toml"
     workers.write_text(f'[[models]]\nmodel = "{MODEL}"\nslots = 16\n')
-    env = {"MODELNET_WORKERS_FILE": str(workers)}
+    env = {"MODELNET_WORKERS_FILE": str(workers), "MODELNET_DATA": str(fleet.folder)}
     party = await fleet.add("model", "model", [*LAUNCH, "workers.vllm:app"], b"workers_joined", env)
     tasks = [{"text": example.text} for example in held_out(CAPABILITY, Split.TEST, TASKS)]
     async with modelnet.connect(f"nats://127.0.0.1:{party.proxy.port}") as net:

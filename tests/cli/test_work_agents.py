@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -11,7 +12,10 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
+from a2a.client import A2ACardResolver
+from mcp import Client
 
 from tests.cli.conftest import MODELNET, ROOT, Run
 
@@ -28,6 +32,7 @@ SERVER = f"{shlex.quote(sys.executable)} -m tests.agents.mcp_server"
         (["--mcp", "'unclosed"], "No closing quotation"),
         (["--mcp", "x", "--header", "A: b"], "takes no headers"),
         (["--mcp", "x", "--capability", "Not One"], "is no capability"),
+        (["--mcp", "x", "--capability", "a.b", "--capability", "a.c"], "one --capability"),
         (["--mcp-url", "example.com"], "is no URL"),
         (["--a2a", "example.com"], "is no URL"),
         (["--a2a", "http://127.0.0.1:1", "--header", "nonsense"], "is no header"),
@@ -88,6 +93,21 @@ def test_what_cannot_be_reached_is_told_before_it_joins(network: dict[str, str],
     assert "[no_upstream]" in err
     assert "Traceback" not in err
     assert "worker_joined" not in err
+
+
+def test_up_opens_the_doors_of_agents(network: dict[str, str]) -> None:
+    url = network["MODELNET_GATEWAY_URL"]
+
+    async def come_in() -> tuple[object, list[str]]:
+        async with Client(f"{url}/mcp") as tools:
+            called = await tools.call_tool("text__upper", {"text": "hey"})
+        async with httpx.AsyncClient() as http:
+            card = await A2ACardResolver(http, url).get_agent_card()
+        return called.structured_content, [skill.id for skill in card.skills]
+
+    answer, skills = asyncio.run(come_in())
+    assert answer == {"text": "HEY"}
+    assert {"text.upper", "math.sum", "test.stream"} <= set(skills)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

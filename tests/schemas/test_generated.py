@@ -181,6 +181,7 @@ SUBJECTS = {
     "accepted": subjects.journal("t", "k", "final").replace("journal", "result", 1),
     "audit": subjects.audit("t", "k"),
     "metering": subjects.metering("t"),
+    "prefixSecret": subjects.PREFIX_SECRET,
     "deadLetter": "dlq.task",
 }
 

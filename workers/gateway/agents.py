@@ -14,10 +14,12 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from modelnet.agents import a2a_routes, mcp_http
+from modelnet.agents.caller import Caller
+from modelnet.messages import Final
 from modelnet.presence import Presence
 
 from .entrance import is_loopback
-from .lobby import Lobby, Room, tenant_of
+from .lobby import Lobby, Room, guest_of, lobby_of
 
 __all__ = ["agents_room"]
 
@@ -37,17 +39,17 @@ def agents_room() -> Room:
 
     @asynccontextmanager
     async def open_desk(lobby: Lobby) -> AsyncIterator[None]:
-        async with Presence(lobby.net) as presence:
+        async with Presence(lobby.net, patient=True) as presence:
             tools = mcp_http.McpEndpoint(
                 lobby.net,
                 presence,
-                tenant_of=tenant_of,
+                caller_of=_caller_of,
                 allows_origin=lambda origin: is_loopback(urlsplit(origin).hostname),
                 max_body_bytes=lobby.config.gateway_max_body_bytes,
                 closing=lobby.closing,
             )
             agent = a2a_routes.a2a_routes(
-                lobby.net, presence, tenant_of=tenant_of, url_of=_url_of, keys=lobby.config.gateway_keys_required
+                lobby.net, presence, caller_of=_caller_of, url_of=_url_of, keys=lobby.config.gateway_keys_required
             )
             desk.router = Router([*agent, Route(mcp_http.PATH, tools)])
             async with tools.running():
@@ -55,6 +57,16 @@ def agents_room() -> Room:
 
     paths = (AGENT_CARD_WELL_KNOWN_PATH, a2a_routes.PATH, f"{a2a_routes.PATH}/{{rest:path}}", mcp_http.PATH)
     return Room([Route(path, desk) for path in paths], public=(AGENT_CARD_WELL_KNOWN_PATH,), lifespan=open_desk)
+
+
+def _caller_of(request: Request) -> Caller:
+    guest, lobby = guest_of(request), lobby_of(request)
+
+    def count(final: Final) -> None:
+        if final.usage is not None:
+            lobby.spawn(guest.used(final.usage.prompt_tokens + final.usage.completion_tokens))
+
+    return Caller(guest.tenant, count if guest.counted else None)
 
 
 def _url_of(request: Request) -> str:

@@ -12,6 +12,9 @@ from modelnet.contracts import check, compile_schema, features_of
 from modelnet.errors import ObjectLost, TooLarge, UsageError
 from modelnet.market import Directory
 from modelnet.messages import Contract, Done, Features, Reference, Task, digest_of
+from modelnet.prefix import is_marked
+
+from .prefixes import PrefixKeys
 
 __all__ = ["Examined", "Examiner", "usable"]
 
@@ -27,9 +30,10 @@ Examined = tuple[dict[str, str | None], Features]
 class Examiner:
     """Checks values against the contracts in the directory; large ones in a thread, a few at once."""
 
-    def __init__(self, directory: Directory, bodies: Bodies) -> None:
+    def __init__(self, directory: Directory, bodies: Bodies, keys: PrefixKeys) -> None:
         self._directory = directory
         self._bodies = bodies
+        self._keys = keys
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._validators: dict[tuple[str, str], Any] = {}
 
@@ -37,6 +41,10 @@ class Examiner:
         """Check an input of `size` bytes."""
         contracts = self._directory.contracts_for(task.capability)
         violations = {c.digest: check(self._validator(c, "input"), value) for c in contracts}
+        # All negotiators must hash by the same contract, whatever order they know them in.
+        marked = min((c for c in contracts if is_marked(c.input)), key=lambda c: c.digest, default=None)
+        if marked is not None:
+            return violations, features_of(value, size, marked.input, self._keys.of(task.tenant))
         return violations, features_of(value, size, contracts[0].input if contracts else {})
 
     async def examine_stored(self, task: Task, reference: Reference) -> Examined:

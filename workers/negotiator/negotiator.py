@@ -63,6 +63,7 @@ from .examiner import Examiner, usable
 from .hand import Hand, Held
 from .inquiry import Inquiry
 from .parts import Parts
+from .prefixes import PrefixKeys
 from .receipts import Receipts
 from .reception import Reception
 from .till import Till
@@ -110,7 +111,8 @@ class Negotiator:
         self._nc, config = nc, self._settings
         await setup_bus(nc, ack_wait_s=config.ack_wait_s, replicas=config.replicas)
         self._catalogue = Catalogue(nc)
-        self._examiner = Examiner(self._directory, Bodies(nc, config))
+        self._prefix_keys = PrefixKeys(self._catalogue, config.prefix_secret)
+        self._examiner = Examiner(self._directory, Bodies(nc, config), self._prefix_keys)
         self._till = Till(nc, config)
         await self._till.open()
         self._clients = Clients(nc)
@@ -252,6 +254,7 @@ class Negotiator:
 
     async def _relist(self) -> None:
         self._directory.learn_contracts(filter(usable, await self._catalogue.contracts()))
+        await self._prefix_keys.refresh()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
