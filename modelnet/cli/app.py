@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, top, trace
 
 __all__ = ["app"]
 
@@ -47,6 +47,7 @@ for command in (
     batch.batch,
     network.work,
     network.workers,
+    top.top,
     network.drain,
     network.capabilities,
     backup.backup,
