@@ -316,13 +316,13 @@ class View:
     # ------------------------------------------------------------------ what is seen
 
     def snapshot(self) -> Row:
-        """All of it, as plain JSON values: what a frame since version 0 is."""
-        return self.frame(0)
+        """All of it as it is now, as plain JSON values."""
+        return self._frame(0)
 
     def frame(self, since: int) -> Row:
         """What changed since a version, as plain JSON values, and `head`, which is always whole.
 
-        `version` is what to ask with next time. With `whole` it is everything, and what was known before is void.
+        `version` is what to ask with next time. Made once a version, for however many ask. With `whole` it is everything, and what was known before is void.
         """
         found = self._frames.get(since)
         if found is None:
