@@ -8,10 +8,11 @@ import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from modelnet.errors import Reject
+from modelnet.messages import TokenLogprob, ToolCallPart
 
 __all__ = ["BadOutput", "DeltaBuffer", "Piece", "Progress", "Said", "Threads", "say"]
 
@@ -37,11 +38,29 @@ class Piece(str):
     """
 
     tokens: tuple[int, ...] | None
+    answer: int
+    logprobs: tuple[TokenLogprob, ...] | None
+    tool_calls: tuple[ToolCallPart, ...]
+    restarts: bool
 
-    def __new__(cls, text: str, tokens: Sequence[int] | None = None) -> Self:
-        """`tokens`: None where they are not known."""
+    def __new__(
+        cls,
+        text: str,
+        tokens: Sequence[int] | None = None,
+        *,
+        answer: int = 0,
+        logprobs: Sequence[TokenLogprob] | None = None,
+        tool_calls: Sequence[ToolCallPart] = (),
+        restarts: bool = False,
+    ) -> Self:
+        """`tokens`, `logprobs`: None where they are not known. `answer`: which of several. `restarts`: nobody
+        could go on behind this text alone."""
         piece = super().__new__(cls, text)
         piece.tokens = tuple(tokens) if tokens is not None else None
+        piece.answer = answer
+        piece.logprobs = tuple(logprobs) if logprobs is not None else None
+        piece.tool_calls = tuple(tool_calls)
+        piece.restarts = restarts
         return piece
 
 
@@ -76,7 +95,8 @@ async def say(
         if isinstance(said, str):
             if not said.isascii():
                 _require_unicode(said)
-            texts.append(said)
+            if getattr(said, "answer", 0) == 0:
+                texts.append(said)
         elif isinstance(said, dict):
             output = said
             continue
@@ -167,35 +187,75 @@ class Threads(Executor):
         return future
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """What is held of one answer."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] | None = field(default_factory=list)
+    early: list[int] = field(default_factory=list)
+    """Ids whose text has not come yet."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    tool_calls: list[ToolCallPart] = field(default_factory=list)
+    restarts: bool = False
+    size: int = 0
+    first: bool = True
+    """Whether nothing was sent of it yet."""
+
+    def add(self, piece: Piece) -> None:
+        self.texts.append(piece)
+        self.size += len(piece)
+        if piece.tokens is None or self.tokens is None:
+            self.tokens = None
+        else:
+            self.tokens += (*self.early, *piece.tokens)
+        self.early = []
+        self.logprobs += piece.logprobs or ()
+        self.tool_calls += piece.tool_calls
+        self.restarts |= piece.restarts
+
+    def take(self) -> list[Piece]:
+        """What is held, in pieces that a server takes; none if there is nothing."""
+        if not (self.texts or self.logprobs or self.tool_calls):
+            return []
+        text, tokens, logprobs, calls = "".join(self.texts), self.tokens, self.logprobs, self.tool_calls
+        self.texts, self.tokens, self.logprobs, self.tool_calls, self.size = [], [], [], [], 0
+        self.first = False
+        whole = len(text) <= DELTA_CHARS
+        return [
+            Piece(
+                text[start : start + DELTA_CHARS],
+                tokens if whole else None,
+                answer=self.index,
+                logprobs=(logprobs or None) if start == 0 else None,
+                tool_calls=calls if start == 0 else (),
+                restarts=self.restarts,
+            )
+            for start in range(0, max(len(text), 1), DELTA_CHARS)
+        ]
+
+
 class DeltaBuffer:
-    """Joins text deltas: the first goes at once, later ones after 20 ms or 512 characters, whichever is first."""
+    """Joins text deltas: an answer's first goes at once, later ones after 20 ms or 512 characters, what is first."""
 
     def __init__(self, flush: Callable[[Piece], Awaitable[None]]) -> None:
         self._flush = flush
-        self._parts: list[str] = []
-        self._tokens: list[int] | None = []
-        self._early: list[int] = []
-        """Ids whose text has not come yet."""
-        self._size = 0
-        self._first = True
+        self._answers: dict[int, _Gathered] = {}
         self._timer: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     async def add(self, text: str) -> None:
         """Take a delta, a `Piece` perhaps."""
-        tokens = getattr(text, "tokens", None)
-        if not text:
-            self._early += tokens or ()
+        piece = text if isinstance(text, Piece) else Piece(text)
+        answer = self._answers.get(piece.answer)
+        if answer is None:
+            answer = self._answers[piece.answer] = _Gathered(piece.answer)
+        if not (piece or piece.logprobs or piece.tool_calls):
+            answer.early += piece.tokens or ()
             return
-        self._parts.append(text)
-        self._size += len(text)
-        if tokens is None or self._tokens is None:
-            self._tokens = None
-        else:
-            self._tokens += (*self._early, *tokens)
-        self._early = []
-        if self._first or self._size >= COALESCE_CHARS:
-            self._first = False
+        answer.add(piece)
+        if answer.first or answer.size >= COALESCE_CHARS:
             await self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().create_task(self._later())
@@ -208,14 +268,11 @@ class DeltaBuffer:
     async def flush(self) -> None:
         """Send what is held. Must be called before anything else of the attempt is sent."""
         async with self._lock:
-            text, self._parts, self._size = "".join(self._parts), [], 0
-            tokens, self._tokens = self._tokens, []
-            for start in range(0, len(text), DELTA_CHARS):
-                whole = len(text) <= DELTA_CHARS
-                await self._flush(Piece(text[start : start + DELTA_CHARS], tokens if whole else None))
+            for piece in [piece for answer in self._answers.values() for piece in answer.take()]:
+                await self._flush(piece)
 
     def close(self) -> None:
         """Send nothing more."""
-        self._parts = []
+        self._answers.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -31,6 +31,8 @@ class Bidding:
             self._scarcity.asked(full=reason == "busy")
         if reason is not None:
             return Refusal(auction=request.auction, worker=worker, reason=reason)
+        if not served.can(request.features):
+            return Refusal(auction=request.auction, worker=worker, reason="unsupported")
         price = served.quote(request.features)
         if price is None:
             return Refusal(auction=request.auction, worker=worker, reason="cannot_price")

@@ -13,12 +13,13 @@ from modelnet.contracts import check, compile_schema, sketch
 from modelnet.errors import Reject
 from modelnet.estimates import RunTimes
 
-__all__ = ["Estimate", "Handler", "Price", "Served"]
+__all__ = ["Able", "Estimate", "Handler", "Price", "Served"]
 
 log = structlog.get_logger("worker")
 
 Handler = Callable[..., Any]
 Price = int | Callable[[dict[str, Any]], int]
+Able = Callable[[dict[str, Any]], bool]
 Estimate = Callable[[m.Features], tuple[float, float] | None]
 
 
@@ -35,13 +36,27 @@ class Served:
         expected_ms: float,
         estimate: Estimate | None,
         deposit: int = 0,
+        able: Able | None = None,
     ) -> None:
         self.card, self.contract, self.handler = card, contract, handler
         self.times = RunTimes(expected_ms)
         self.deposit = deposit
         """What its owner puts up for each task, in micro-credits."""
-        self._price, self._estimate = price, estimate
+        self._price, self._estimate, self._able = price, estimate, able
         self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
+
+    def can(self, features: m.Features) -> bool:
+        """Whether an input of these features can be done at all, as far as they tell."""
+        return features.shape is None or self._is_able(sketch(features.shape))
+
+    def _is_able(self, value: dict[str, Any]) -> bool:
+        if self._able is None:
+            return True
+        try:
+            return self._able(value)
+        except Exception as error:
+            log.warning("able_failed", capability=self.card.pattern, error=repr(error))
+            return True
 
     def quote(self, features: m.Features) -> int | None:
         """The price for an input of these features; None if they do not tell."""
@@ -64,7 +79,9 @@ class Served:
         """Whether an award can be worked on: its input keeps the contract, and what it continues can be continued."""
         if award.resume is not None and not self.card.continues:
             return False
-        return award.input_ref is not None or check(self._input, award.input) is None
+        if award.input_ref is not None:
+            return True
+        return check(self._input, award.input) is None and self._is_able(award.input)
 
     def require_input(self, value: dict[str, Any]) -> None:
         """Raises `Reject` for an input that breaks the contract: another worker may keep another one."""

@@ -88,8 +88,16 @@ def features_of(value: dict[str, Any], size: int, schema: Mapping[str, Any]) -> 
     """What bidders learn of an input of `size` bytes: its shape, and the properties the schema marks `x-public`."""
     shape = _shape(value, schema)
     if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
-        shape = None
+        # Which properties are there, the public ones, and the lengths of texts: what most prices and times hang on.
+        top = {key: None if _has_parts(part) else part for key, part in shape["object"].items()}
+        shape = {"object": top}
+        if len(json.dumps(shape)) > _MAX_SHAPE_BYTES:
+            shape = None
     return Features.model_construct(input_bytes=size, shape=shape)
+
+
+def _has_parts(shape: Any) -> bool:
+    return isinstance(shape, dict) and "public" not in shape
 
 
 def _shape(value: Any, schema: Any) -> Any:

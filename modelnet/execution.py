@@ -125,7 +125,16 @@ class Execution:
         self._number += 1
 
     async def _send_piece(self, piece: Piece) -> None:
-        await self._send(m.Delta.model_construct(**self._stamp(), text=str(piece), tokens=piece.tokens))
+        event = m.Delta.model_construct(
+            **self._stamp(),
+            text=str(piece),
+            tokens=piece.tokens,
+            index=piece.answer,
+            logprobs=piece.logprobs,
+            tool_calls=piece.tool_calls,
+            restarts=piece.restarts,
+        )
+        await self._send(event)
 
     async def _send_progress(self, said: Progress) -> None:
         await self._deltas.flush()

@@ -1,4 +1,5 @@
-"""Network: everything a modelnet needs on one machine, as child processes: servers, negotiators, workers, a ledger.
+"""Network: everything a modelnet needs on one machine, as child processes: servers, negotiators, workers, a ledger,
+a gateway.
 
 It keeps its streams and logs in a data folder, writes `network.json` there so that commands find it, and leaves nothing
 running, however it ends.
@@ -23,7 +24,7 @@ from typing import Any, Self
 import structlog
 
 from modelnet.bus.connection import connect
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, free_port
 from modelnet.errors import ModelnetError
 from modelnet.guard import StorageGuard
 from modelnet.processes import ChildProcess, StartFailed
@@ -75,15 +76,21 @@ class Network:
         data: Path | None = None,
         negotiators: int = 1,
         workers: Sequence[WorkerProcess] = DEFAULT_WORKERS,
+        gateway: bool = False,
         config: Settings | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Servers are started unless `config` names existing ones. `report` gets a line for a person at each step."""
+        """`gateway`: open its doors too, on MODELNET_GATEWAY_LISTEN if that is set, else on a free loopback port.
+
+        Servers are started unless `config` names existing ones. `report` gets a line for a person at each step."""
         self._config = config or settings()
         self.data = (data or self._config.data).expanduser().resolve()
         self.url = self._config.url
         self.redis_url = self._config.redis_url
         self.monitor_url = self._config.monitor_url
+        self.gateway_url = ""
+        """Where the gateway answers, if there is one: without a path, and without a slash at its end."""
+        self._with_gateway = gateway
         self._guard: StorageGuard | None = None
         self._guarding: asyncio.Task[None] | None = None
         self._negotiator_count = negotiators
@@ -93,6 +100,7 @@ class Network:
         self._negotiators: list[ChildProcess] = []
         self._workers: list[ChildProcess] = []
         self._ledgers: list[ChildProcess] = []
+        self._gateways: list[ChildProcess] = []
         self._ledger_start: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self.absent: dict[str, str] = {}
@@ -101,7 +109,7 @@ class Network:
     @property
     def processes(self) -> list[ChildProcess]:
         """All children, servers first."""
-        return [*self._servers, *self._negotiators, *self._workers, *self._ledgers]
+        return [*self._servers, *self._negotiators, *self._workers, *self._ledgers, *self._gateways]
 
     async def __aenter__(self) -> Self:
         try:
@@ -133,6 +141,7 @@ class Network:
         # All at once: a worker waits for the network to stand, and most of its start is imports.
         await asyncio.gather(
             self._start_negotiators(logs),
+            self._start_gateway(logs),
             *(self._start_worker(name, worker, logs) for name, worker in zip(names, self._worker_list, strict=True)),
         )
         # Nobody waits for it: what it has to settle stays in the journal until it has.
@@ -143,7 +152,13 @@ class Network:
             self._guarding = asyncio.create_task(self._guard.run())
         self._write(
             NETWORK_FILE,
-            {"url": self.url, "redis_url": self.redis_url, "monitor_url": self.monitor_url, "pid": os.getpid()},
+            {
+                "url": self.url,
+                "redis_url": self.redis_url,
+                "monitor_url": self.monitor_url,
+                "gateway_url": self.gateway_url,
+                "pid": os.getpid(),
+            },
         )
 
     async def _take_lock(self) -> None:
@@ -211,6 +226,24 @@ class Network:
             "1 negotiator is up" if self._negotiator_count == 1 else f"{self._negotiator_count} negotiators up"
         )
 
+    async def _start_gateway(self, logs: Path) -> None:
+        if not self._with_gateway:
+            return
+        if "gateway_listen" in self._config.model_fields_set:
+            listen = self._config.gateway_listen
+        else:
+            ports = self._read(_PORTS_FILE)
+            ports["gateway"] = free_port(ports.get("gateway"))
+            self._write(_PORTS_FILE, ports)
+            listen = f"127.0.0.1:{ports['gateway']}"
+        env = {"MODELNET_GATEWAY_LISTEN": listen}
+        gateway = self._child("gateway", "workers.gateway:app", logs, ready=b"gateway_started", env=env)
+        self._gateways.append(gateway)
+        await gateway.start()
+        host, _, port = listen.rpartition(":")
+        self.gateway_url = f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"
+        self._report("the gateway is up")
+
     async def _start_ledger(self, logs: Path) -> None:
         """Until it runs: with a full disk it cannot start, and what is held must be settled afterwards."""
         told = False
@@ -267,14 +300,14 @@ class Network:
     # ------------------------------------------------------------------ stopping
 
     async def stop(self, grace_s: float = 15.0) -> None:
-        """Stop workers, negotiators, ledger, servers, in this order: each can still finish what it owes the next."""
+        """Stop gateway, workers, negotiators, ledger, servers, in this order: each can finish what it owes the next."""
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
         if self._ledger_start is not None:
             self._ledger_start.cancel()
             await asyncio.gather(self._ledger_start, return_exceptions=True)
-        for group in (self._workers, self._negotiators, self._ledgers, self._servers):
+        for group in (self._gateways, self._workers, self._negotiators, self._ledgers, self._servers):
             await asyncio.gather(*(child.stop(grace_s) for child in group))
             group.clear()
         if self._lock is not None:

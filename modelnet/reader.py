@@ -65,7 +65,7 @@ class Reader:
 
     @property
     def text(self) -> str:
-        """The text so far: always right, whatever was reset."""
+        """The text so far, of the first answer where there are several: always right, whatever was reset."""
         return "".join(text for _, text in self._parts)
 
     @property
@@ -178,7 +178,7 @@ class Reader:
             if event is None:
                 break
             self._position += 1
-            if isinstance(event, Delta):
+            if isinstance(event, Delta) and event.index == 0:
                 self._parts.append((event.number, event.text))
             if event.number > self._told:
                 self._told = event.number

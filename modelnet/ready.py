@@ -10,11 +10,13 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from faststream import FastStream
+from faststream.nats import NatsBroker
 from nats.aio.client import Client
 
 from modelnet.bus.durability import Assurance, verify_durability
@@ -32,14 +34,20 @@ _VERIFIED_S = 60.0
 
 
 class Readiness:
-    """Answers for one process once its app has started."""
+    """Answers for one process once it has started."""
 
-    def __init__(self, app: FastStream, config: Settings) -> None:
-        self._app, self._config = app, config
+    def __init__(self, connections: Callable[[], Sequence[Client]], config: Settings) -> None:
+        """`connections`: those to the bus that the process works over."""
+        self._connections, self._config = connections, config
         self._server: ThreadingHTTPServer | None = None
         self._asking = asyncio.Lock()
         self._said: tuple[float, dict[str, Any]] | None = None
         self._assured: tuple[float, list[Assurance]] | None = None
+
+    @classmethod
+    def of(cls, app: FastStream, config: Settings) -> Self:
+        """That of an app's process."""
+        return cls(lambda: [broker.connection for broker in app.brokers if isinstance(broker, NatsBroker)], config)
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -105,15 +113,14 @@ class Readiness:
 
     async def _look(self) -> dict[str, Any]:
         try:
-            for broker in self._app.brokers:
-                connection = getattr(broker, "connection", None)
-                assert isinstance(connection, Client)
+            connections = self._connections()
+            for connection in connections:
                 await check_storage(connection)
             found: dict[str, Any] = {"ready": True}
         except ModelnetError as error:
             found = {"ready": False, "code": error.wire_code, "reason": error.message}
             return found | {"durability": self._config.durability}
-        return found | {"durability": self._config.durability, "assured": await self._assurances(connection)}
+        return found | {"durability": self._config.durability, "assured": await self._assurances(connections[-1])}
 
     async def _assurances(self, connection: Client) -> dict[str, bool | None]:
         if self._assured is None or time.monotonic() - self._assured[0] > _VERIFIED_S:

@@ -107,7 +107,7 @@ def run_app(app: FastStream) -> None:
 
 
 async def _run(app: FastStream) -> None:
-    readiness = Readiness(app, settings())
+    readiness = Readiness.of(app, settings())
     app.after_startup(readiness.open)
     app.on_shutdown(readiness.close)
     await app.run()

@@ -43,6 +43,17 @@ class Settings(BaseSettings):
         pattern=r"^$|^[^:]*:[0-9]{1,5}$",
         description="host:port where this process answers GET /ready. Empty: nowhere.",
     )
+    gateway_listen: str = Field(
+        default="127.0.0.1:8090",
+        pattern=r"^[^:]*:[0-9]{1,5}$|^\[[^\]]*\]:[0-9]{1,5}$",
+        description="host:port of the gateway's doors. Beyond loopback every request needs a key.",
+    )
+    gateway_keys: Literal["auto", "required"] = Field(
+        default="auto", description="Whether the gateway asks for keys: auto: not on loopback, or always."
+    )
+    gateway_max_body_bytes: int = Field(
+        default=32 * 1024 * 1024, ge=1024, description="Largest body of a request to the gateway."
+    )
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who pays for tasks.")
     free_tenants: bool = Field(
         default=True, description="Tenants without an account are served for nothing; false: they have no funds."
@@ -86,6 +97,12 @@ class Settings(BaseSettings):
         running = self.running_network()
         known = running.get("monitor_url", "") if self.url in ("", running.get("url")) else ""
         return (self.monitor_url or known).rstrip("/")
+
+    @property
+    def gateway_keys_required(self) -> bool:
+        """Whether the gateway serves nobody without a key."""
+        host = self.gateway_listen.rpartition(":")[0].strip("[]")
+        return self.gateway_keys == "required" or not (host in ("localhost", "::1") or host.startswith("127."))
 
     @property
     def replicas(self) -> int:

@@ -38,7 +38,7 @@ from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
-from modelnet.capability import Estimate, Handler, Price, Served
+from modelnet.capability import Able, Estimate, Handler, Price, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
 from modelnet.errors import ConnectionFailed, UsageError
@@ -124,6 +124,7 @@ class Worker:
         expected_ms: float = 100.0,
         estimate: Estimate | None = None,
         continues: bool = False,
+        able: Able | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare that the decorated handler serves `pattern`, a capability or a prefix like `normalize.>`.
 
@@ -133,7 +134,9 @@ class Worker:
         no history, to be paid by what the answer turns out to be worth (docs/market.md). `quality`: claimed share of
         good answers, 0 to 1. `expected_ms`: median run time to claim before anything is measured. `estimate`:
         (p50, p90) in ms from the features, for engines that know better than what was measured, or None. `continues`:
-        the handler yields text only, and begins behind `ctx.resume.text` where that is given.
+        the handler yields text only, and begins behind `ctx.resume.text` where that is given. `able`: whether it can do
+        an input at all, as the price is told of it: for a model that lacks what the contract has, `False` where the
+        input has it.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -152,7 +155,14 @@ class Worker:
                 continues=continues,
             )
             self._capabilities[pattern] = Served(
-                card, loaded, handler, price=price, expected_ms=expected_ms, estimate=estimate, deposit=deposit
+                card,
+                loaded,
+                handler,
+                price=price,
+                expected_ms=expected_ms,
+                estimate=estimate,
+                deposit=deposit,
+                able=able,
             )
             return handler
 

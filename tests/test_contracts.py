@@ -165,6 +165,8 @@ def test_schemas_that_say_little(schema: dict[str, Any]) -> None:
 
 def test_a_large_shape_is_left_out() -> None:
     features = features_of({"parts": [0] * 3000}, 6010, SCHEMA)
+    assert (features.input_bytes, features.shape) == (6010, {"object": {"parts": None}})
+    features = features_of({f"part {n}": 0 for n in range(300)}, 6010, SCHEMA)
     assert (features.input_bytes, features.shape) == (6010, None)
     assert shape({"text": "x" * 100_000}) == {"object": {"text": 100_000}}
 

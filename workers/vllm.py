@@ -23,6 +23,7 @@ from modelnet import Context, Piece, Reject, Worker, worker_app
 from modelnet.bus.journal import first_error
 from modelnet.contracts import sketch
 from modelnet.engines import (
+    Ability,
     BadPrompt,
     BadSampling,
     CapabilityRecipe,
@@ -30,9 +31,11 @@ from modelnet.engines import (
     EngineDead,
     EngineError,
     EngineKind,
+    Grammar,
     ModelRecipe,
     Prompt,
     Sampling,
+    Unsupported,
     continued,
     load_recipe,
     open_engine,
@@ -138,7 +141,8 @@ class Served:
             price=price if config.price_per_token else config.price,
             model=self._model,
             estimate=self._estimate(Sampling().max_tokens),
-            continues=True,
+            continues="tokens" in self.engine.abilities,
+            able=lambda input: _needed(input) <= self.engine.abilities,
         )
         async def generate(ctx: Context, input: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
             """Text from a prompt or a chat."""
@@ -166,9 +170,9 @@ class Served:
                 async for chunk in chunks:
                     used = (chunk.prompt_tokens, chunk.completion_tokens)
                     yield Piece(chunk.text, chunk.token_ids), chunk.finish_reason
-        except (BadPrompt, BadSampling) as error:
+        except (BadPrompt, BadSampling, Unsupported) as error:
             # Another model may have a longer context or a chat template.
-            raise Reject(error.message, code=error.wire_code, retryable=isinstance(error, BadPrompt)) from None
+            raise Reject(error.message, code=error.wire_code, retryable=not isinstance(error, BadSampling)) from None
         except EngineDead as error:
             # A dead engine does not come back in this process: whoever supervises it starts a new one.
             log.error("engine_dead", model=self.config.model, error=error.message)
@@ -194,15 +198,38 @@ class Served:
         return estimate
 
 
+_PENALTIES = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_AS_THEY_ARE = ("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs", *_PENALTIES)
+
+
+def _needed(input: dict[str, Any]) -> set[Ability]:
+    """What an engine must be able to do for an input, or for one of which only the shape is known."""
+    wants: dict[Ability, bool] = {
+        "choices": input.get("n", 1) > 1,
+        "logprobs": "logprobs" in input,
+        "penalties": any(name in input for name in _PENALTIES),
+        "grammar": "grammar" in input,
+        "tools": "tools" in input,
+    }
+    return {ability for ability, wanted in wants.items() if wanted}
+
+
 def _prompt(input: dict[str, Any]) -> Prompt:
     messages = input.get("messages")
-    return Prompt(text=input.get("prompt"), messages=tuple(messages) if messages is not None else None)
+    return Prompt(
+        text=input.get("prompt"),
+        messages=tuple(messages) if messages is not None else None,
+        tools=tuple(input.get("tools", ())),
+        tool_choice=input.get("tool_choice", "auto"),
+    )
 
 
 def _sampling(input: dict[str, Any]) -> Sampling:
-    given = {key: input[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed") if key in input}
-    stop = input.get("stop") or ()
-    return Sampling(**given, stop=(stop,) if isinstance(stop, str) else tuple(stop))
+    given = {key: input[key] for key in _AS_THEY_ARE if key in input}
+    stop, grammar = input.get("stop") or (), input.get("grammar")
+    if grammar is not None:
+        grammar = Grammar(**{**grammar, "choice": tuple(grammar.get("choice", ()))})
+    return Sampling(**given, stop=(stop,) if isinstance(stop, str) else tuple(stop), grammar=grammar)
 
 
 def make_app(path: Path) -> FastStream:

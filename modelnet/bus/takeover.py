@@ -49,7 +49,7 @@ async def read_streamed(nc: Client, tenant: str, task: str) -> Streamed:
         with contextlib.suppress(ValidationError):
             deltas += [event for event in reader.event(decode_event(stored.body)) if isinstance(event, Delta)]
     text = "".join(delta.text for delta in deltas)
-    if not text or len(text.encode()) > MAX_RESUME_BYTES:
+    if not text or len(text.encode()) > MAX_RESUME_BYTES or not all(delta.continuable for delta in deltas):
         return Streamed()
     vocabulary = {models.get((delta.worker, delta.attempt)) for delta in deltas}
     model = vocabulary.pop() if len(vocabulary) == 1 else None

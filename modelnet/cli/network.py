@@ -38,9 +38,10 @@ def up(
         list[str] | None, typer.Option(help="App path or file of a worker; instead of the default.")
     ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Start no model, only the calculator.")] = False,
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Open no door for HTTP clients.")] = False,
     url: Url = None,
 ) -> None:
-    """Run a network on this machine until Ctrl-C: servers, negotiators, workers. State stays in --data."""
+    """Run a network on this machine until Ctrl-C: servers, negotiators, workers, a gateway. State stays in --data."""
     for app in worker or ():
         if app.endswith(".py") and not Path(app).is_file():
             raise UsageError(f"no such file: {app}")
@@ -60,6 +61,7 @@ def up(
             data=data,
             negotiators=negotiators,
             workers=chosen,
+            gateway=not no_gateway,
             config=configured(url),
             report=lambda line: typer.echo(line, err=True),
         )
@@ -74,7 +76,8 @@ def up(
                 starting.result()
             except StartFailed as failure:
                 raise ModelnetError(str(failure).strip(), code="start_failed") from None
-            for line in (f"MODELNET_URL={network.url}", f"MODELNET_REDIS_URL={network.redis_url}", "ready"):
+            addresses = {"URL": network.url, "REDIS_URL": network.redis_url, "GATEWAY_URL": network.gateway_url}
+            for line in (*(f"MODELNET_{name}={value}" for name, value in addresses.items() if value), "ready"):
                 print(line, flush=True)
             await _until(stop, network)
             typer.echo("stopping", err=True)

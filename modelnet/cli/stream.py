@@ -91,7 +91,7 @@ class _Text:
 
     def show(self, event: StreamEvent) -> None:
         """Show one event, as far as it is for people."""
-        if event.kind == "delta":
+        if event.kind == "delta" and event.index == 0:
             self._tell("")
             self._write(event.text)
             self._shown += event.text

@@ -1,18 +1,23 @@
 """What runs a model: vLLM by two drivers, or NumPy for small Llama folders, behind one interface."""
 
 from modelnet.engines.base import (
+    Ability,
     BadPrompt,
     BadSampling,
     Chunk,
     DuplicateRequest,
+    Embeddings,
     Engine,
     EngineDead,
     EngineError,
     EngineState,
     EngineUnavailable,
+    Grammar,
     Prompt,
     PromptTooLong,
     Sampling,
+    Scores,
+    Unsupported,
 )
 from modelnet.engines.continuation import continued
 from modelnet.engines.select import EngineKind, open_engine
@@ -28,25 +33,30 @@ from modelnet.engines.template import (
 from modelnet.engines.vllm_setup import vllm_available
 
 __all__ = [
+    "Ability",
     "BadPrompt",
     "BadRecipe",
     "BadSampling",
     "CapabilityRecipe",
     "Chunk",
     "DuplicateRequest",
+    "Embeddings",
     "Engine",
     "EngineDead",
     "EngineError",
     "EngineKind",
     "EngineState",
     "EngineUnavailable",
+    "Grammar",
     "ModelRecipe",
     "OutputParser",
     "Prompt",
     "PromptTemplate",
     "PromptTooLong",
     "Sampling",
+    "Scores",
     "UnparsableOutput",
+    "Unsupported",
     "continued",
     "load_recipe",
     "open_engine",

@@ -1,4 +1,5 @@
-"""What runs a model, as the rest of modelnet sees it: prompts and sampling in, chunks of text out.
+"""What runs a model, as the rest of modelnet sees it: prompts and sampling in, chunks of text out; or texts in, vectors
+or scores out.
 
 Here live the records and errors that every engine shares, and the `Engine` protocol itself. Nothing here knows a
 particular engine; `modelnet.engines.select` picks one.
@@ -7,35 +8,49 @@ particular engine; `modelnet.engines.select` picks one.
     ├── BadPrompt               bad_prompt           the prompt can't be read by this model
     │   └── PromptTooLong       too_long             the prompt leaves no room for one token of answer
     ├── BadSampling             bad_sampling         a sampling parameter is out of range
+    ├── Unsupported             unsupported          this engine or this model can't do that at all
     ├── DuplicateRequest        duplicate_request    a request of this id is running
     ├── EngineUnavailable       engine_unavailable   the engine can't be had here, or did not start
     └── EngineDead              engine_dead          the engine ran and runs no longer
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from modelnet.errors import ModelnetError
+from modelnet.messages import TokenLogprob, ToolCallPart
 
 __all__ = [
+    "Ability",
     "BadPrompt",
     "BadSampling",
     "Chunk",
     "DuplicateRequest",
+    "Embeddings",
     "Engine",
     "EngineDead",
     "EngineError",
     "EngineState",
     "EngineUnavailable",
     "FinishReason",
+    "Grammar",
     "Prompt",
     "PromptTooLong",
     "Sampling",
+    "Scores",
+    "Unsupported",
     "aborted",
+    "needed",
+    "require",
 ]
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+
+Ability = Literal["generate", "tokens", "choices", "logprobs", "penalties", "grammar", "tools", "embed", "score"]
+"""What an engine can do. `generate` is plain: a prompt or a chat, temperature, top_p, top_k, stop, seed. Beyond it:
+`tokens` encode and decode, so that an answer can be gone on with; `choices` several answers at once; `penalties` also
+min_p; `tools` functions in a chat."""
 
 
 class EngineError(ModelnetError):
@@ -62,6 +77,12 @@ class BadSampling(EngineError):
     code = "bad_sampling"
 
 
+class Unsupported(EngineError):
+    """This engine, or this model on it, can't do that at all; another may."""
+
+    code = "unsupported"
+
+
 class DuplicateRequest(EngineError):
     """A request of this id is running in this engine."""
 
@@ -78,6 +99,27 @@ class EngineDead(EngineError):
     """The engine ran and runs no longer: every running request ends with this, and so does `health`."""
 
     code = "engine_dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What form the answer must have: exactly one of the four. Raises `BadSampling` otherwise."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    json_schema: Mapping[str, Any] | None = None
+    """JSON that keeps this schema."""
+    json_object: bool = False
+    """Any JSON object."""
+    regex: str | None = None
+    """Text that this matches as a whole."""
+    choice: tuple[str, ...] = ()
+    """One of these texts."""
+
+    def __post_init__(self) -> None:
+        given = [self.json_schema is not None, self.json_object, self.regex is not None, bool(self.choice)]
+        if sum(given) != 1:
+            raise BadSampling("a grammar has exactly one of json_schema, json_object, regex, choice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +141,20 @@ class Sampling:
     """The answer ends before the first of these strings."""
     seed: int | None = None
     """Same seed, same prompt, same engine: same answer."""
+    n: int = 1
+    """Answers to the one prompt, 1 to 16."""
+    logprobs: int | None = None
+    """Tell the log probability of each token drawn, and of so many of the likeliest beside it, 0 to 20."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are left out, 0 to 1."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that is in the answer, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """The same, as often as it is in the answer."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens in prompt or answer, above 0 to 10; 1 is off."""
+    grammar: Grammar | None = None
+    """What form the answer must have."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -113,6 +169,17 @@ class Sampling:
             raise BadSampling("a stop string must not be empty")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise BadSampling(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
+        if not 1 <= self.n <= 16:
+            raise BadSampling(f"n must be from 1 to 16, not {self.n}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise BadSampling(f"logprobs must be from 0 to 20, not {self.logprobs}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise BadSampling(f"min_p must be from 0 to 1, not {self.min_p}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise BadSampling(f"{name} must be from -2 to 2, not {getattr(self, name)}")
+        if not 0.0 < self.repetition_penalty <= 10.0:
+            raise BadSampling(f"repetition_penalty must be above 0 and at most 10, not {self.repetition_penalty}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +190,10 @@ class Prompt:
     """Plain text; the tokenizer adds its own special tokens."""
     messages: tuple[Mapping[str, Any], ...] | None = None
     """A chat, as `{"role": …, "content": …}`, put through the model's own chat template."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the model may ask to have called, in OpenAI's form; in a chat only."""
+    tool_choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
+    """`required`: at least one call; `{"type": "function", "function": {"name": …}}`: a call of this one."""
     token_ids: tuple[int, ...] | None = None
     """Taken as they are."""
 
@@ -130,21 +201,67 @@ class Prompt:
         given = [n for n in ("text", "messages", "token_ids") if getattr(self, n) is not None]
         if len(given) != 1:
             raise BadPrompt(f"a prompt has exactly one of text, messages, token_ids; given: {given or 'none'}")
+        if self.tools and self.messages is None:
+            raise BadPrompt("tools are of a chat: send messages with them")
+
+
+def needed(prompt: Prompt, sampling: Sampling) -> frozenset[Ability]:
+    """What an engine must be able to do for this."""
+    wants: dict[Ability, bool] = {
+        "generate": True,
+        "choices": sampling.n > 1,
+        "logprobs": sampling.logprobs is not None,
+        "penalties": bool(sampling.min_p or sampling.presence_penalty or sampling.frequency_penalty)
+        or sampling.repetition_penalty != 1.0,
+        "grammar": sampling.grammar is not None,
+        "tools": bool(prompt.tools),
+    }
+    return frozenset(ability for ability, wanted in wants.items() if wanted)
+
+
+def require(has: frozenset[Ability], wants: frozenset[Ability], model: str) -> None:
+    """Raises `Unsupported` if something is wanted that an engine hasn't got."""
+    if lacking := sorted(wants - has):
+        raise Unsupported(f"{model} can't do {', '.join(lacking)} as it is served here")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What came since the last chunk. The text of all chunks together is the answer."""
+    """What came since the last chunk of an answer. The text of all its chunks together is the answer."""
 
     text: str
     """Whole characters only; may be empty while a character or a possible stop string is incomplete."""
-    token_ids: tuple[int, ...]
-    """All tokens drawn since the last chunk, a final end-of-text token among them."""
+    token_ids: tuple[int, ...] | None
+    """All tokens drawn since the last chunk, a final end-of-text token among them; None where they are not told."""
+    index: int = 0
+    """Which of `n` answers it belongs to, from 0."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of each of the tokens, if they were asked for."""
+    tool_calls: tuple[ToolCallPart, ...] = ()
+    """Calls of functions, beside the text: what of the answer's syntax stands for them is not in `text`."""
     finish_reason: FinishReason | None = None
-    """Set on the last chunk and on no other."""
+    """Set on an answer's last chunk and on no other."""
     prompt_tokens: int
     completion_tokens: int
-    """Tokens drawn so far, this chunk's included."""
+    """Tokens drawn so far for all answers of the request, this chunk's included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """Vectors of texts, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    """Of all texts together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How well documents answer a query, in their order: higher is better."""
+
+    scores: tuple[float, ...]
+    prompt_tokens: int
+    """Of all pairs together."""
 
 
 def aborted(prompt_tokens: int, completion_tokens: int = 0) -> Chunk:
@@ -174,6 +291,8 @@ class EngineState:
     """Prompt tokens computed for one request, cached ones not counted."""
     prefix_hit_rate: float | None = None
     """Share of recent prompt tokens found in the prefix cache, 0 to 1; None where there is no such cache."""
+    steps: int | None = None
+    """Steps made so far: while there is work it grows, or the engine hangs. None where the engine has no steps."""
 
 
 class Engine(Protocol):
@@ -191,6 +310,11 @@ class Engine(Protocol):
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together; known once started."""
 
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What it can do: what it was opened for, and less if starting shows that the model can't. Anything else
+        raises `Unsupported`."""
+
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""
 
@@ -203,11 +327,24 @@ class Engine(Protocol):
     def decode(self, token_ids: list[int]) -> str:
         """Their text, special tokens left out; a character that is not whole is U+FFFD."""
 
-    def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        """Stream the answer. Closing the generator or cancelling its consumer frees the request.
+    def generate(
+        self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """Stream the answer, or the `n` answers as they come. Closing the generator or cancelling its consumer frees
+        the request. `adapter`: the name of one that the engine was opened with, to answer instead of the bare model.
 
-        Raises `BadPrompt`, `PromptTooLong`, `DuplicateRequest` before the first chunk, `EngineDead` at any time.
+        Raises `BadPrompt`, `BadSampling`, `Unsupported`, `DuplicateRequest` before the first chunk, `EngineDead` at
+        any time.
         """
+
+    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        """A vector for each text; cancelling the call frees the request. `dimensions`: of models that can shorten.
+
+        Raises `BadPrompt`, `Unsupported`, `DuplicateRequest`, `EngineDead`.
+        """
+
+    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
+        """How well each document answers the query. Raises as `embed` does."""
 
     async def abort(self, request_id: str) -> None:
         """End a request: its consumer gets a last chunk with reason `abort`. An unknown id is no error.

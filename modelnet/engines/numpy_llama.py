@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modelnet.engines.base import Chunk, EngineError, EngineState, EngineUnavailable, FinishReason, Prompt, Sampling
+from modelnet.engines.base import (
+    Ability,
+    Chunk,
+    EngineError,
+    EngineState,
+    EngineUnavailable,
+    FinishReason,
+    Prompt,
+    Sampling,
+    Unsupported,
+)
 from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
 from modelnet.engines.prompts import checked_token_ids
@@ -56,6 +66,7 @@ class NumpyCore:
     """A `StepCore`."""
 
     software = "NumPy"
+    abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
 
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:
         self.model = model
@@ -88,8 +99,10 @@ class NumpyCore:
         assert self._tokenizer is not None
         return self._tokenizer.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         assert self._tokenizer is not None
+        if adapter is not None:
+            raise Unsupported("the NumPy engine has no adapters")
         text = TextStream(self._tokenizer.tokenizer, token_ids, sampling.stop)
         random = np.random.default_rng(sampling.seed)
         self._waiting.append(_Request(key, token_ids, sampling, text, random, time.monotonic()))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from modelnet.engines.base import Chunk, EngineError, EngineState, Prompt, Sampling
+from modelnet.engines.base import Ability, Chunk, EngineError, EngineState, Prompt, Sampling
 
 __all__ = ["StepCore", "StepThread"]
 
@@ -21,6 +21,7 @@ class StepCore(Protocol):
     model: str
     software: str
     max_model_len: int
+    abilities: frozenset[Ability]
 
     def load(self) -> None: ...
 
@@ -30,7 +31,8 @@ class StepCore(Protocol):
     def decode(self, token_ids: list[int]) -> str:
         """Called on any thread."""
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None: ...
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
+        """`token_ids`: the prompt's. Raises `EngineError`s of the request's own."""
 
     def abort(self, keys: Iterable[str]) -> None: ...
 

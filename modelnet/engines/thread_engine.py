@@ -2,20 +2,26 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelnet.engines.base import (
+    Ability,
     Chunk,
     DuplicateRequest,
+    Embeddings,
     EngineDead,
     EngineError,
     EngineState,
     EngineUnavailable,
     Prompt,
     Sampling,
+    Scores,
+    Unsupported,
     aborted,
+    needed,
+    require,
 )
 from modelnet.engines.stepping import StepCore, StepThread
 
@@ -76,6 +82,10 @@ class ThreadEngine:
     def max_model_len(self) -> int:
         return self._core.max_model_len
 
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return self._core.abilities
+
     async def start(self) -> None:
         if self._loop is not None:
             raise EngineUnavailable(f"the engine of {self.model} was started before")
@@ -97,8 +107,17 @@ class ThreadEngine:
         self._require_alive()
         return self._core.decode(token_ids)
 
-    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        raise Unsupported(f"{self.model} makes no vectors as it is served here")
+
+    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
+        raise Unsupported(f"{self.model} ranks no documents as it is served here")
+
+    async def generate(
+        self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         self._require_alive()
+        require(self.abilities, needed(prompt, sampling), self.model)
         if request_id in self._streams:
             raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
         stream = _Stream(next(self._keys))
@@ -113,7 +132,7 @@ class ThreadEngine:
             self._require_alive()
             stream.prompt_tokens = len(token_ids)
             if not stream.aborted:  # while it was being tokenized
-                self._thread.call(self._add, stream.key, token_ids, sampling)
+                self._thread.call(self._add, stream.key, token_ids, prompt, sampling, adapter)
                 added = True
             while True:
                 item = await stream.items.get()
@@ -200,9 +219,9 @@ class ThreadEngine:
             self._live.difference_update(key for key, item in items if _ends(item))
             self._post(self._deliver, items)
 
-    def _add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def _add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         try:
-            self._core.add(key, token_ids, sampling)
+            self._core.add(key, token_ids, prompt, sampling, adapter)
         except EngineError as error:
             self._post(self._deliver, [(key, error)])
         else:

@@ -9,21 +9,27 @@ All in-process engines share one thread: vLLM keeps its forward context and curr
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from modelnet.engines.base import (
+    Ability,
     BadPrompt,
     Chunk,
     DuplicateRequest,
+    Embeddings,
     EngineDead,
     EngineError,
     EngineState,
     EngineUnavailable,
     Prompt,
     Sampling,
+    Scores,
+    Unsupported,
     aborted,
+    needed,
+    require,
 )
 from modelnet.engines.stepping import StepThread
 from modelnet.engines.thread_engine import ThreadEngine
@@ -51,6 +57,7 @@ class VllmCore:
     """LLMEngine as a `StepCore`."""
 
     software = "vLLM"
+    abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
 
     # EngineCore.shutdown tears down torch.distributed for the whole process, so only the last one out may do it.
     # Changed on the stepping thread only.
@@ -91,8 +98,11 @@ class VllmCore:
         assert self._encoder is not None
         return self._encoder.decode(token_ids)
 
-    def add(self, key: str, token_ids: list[int], sampling: Sampling) -> None:
+    def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         from vllm.exceptions import VLLMClientError
+
+        if adapter is not None:
+            raise Unsupported(f"{self.model} has no adapter {adapter}")
 
         params = sampling_params(sampling)
         try:
@@ -181,6 +191,16 @@ class VllmAsyncEngine:
     def max_model_len(self) -> int:
         return self._max_model_len
 
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({"generate", "tokens"})
+
+    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        raise Unsupported(f"{self.model} makes no vectors as it is served here")
+
+    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
+        raise Unsupported(f"{self.model} ranks no documents as it is served here")
+
     async def start(self) -> None:
         require_spawn_guard(self.model)
         try:
@@ -213,8 +233,13 @@ class VllmAsyncEngine:
             raise EngineDead(f"the engine of {self.model} does not run")
         return self._encoder
 
-    async def generate(self, request_id: str, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         await self.health()
+        require(self.abilities, needed(prompt, sampling), self.model)
+        if adapter is not None:
+            raise Unsupported(f"{self.model} has no adapter {adapter}")
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 

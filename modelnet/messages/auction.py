@@ -44,7 +44,8 @@ class Features(Part):
         default=None,
         description=(
             "The input with every string replaced by its length in characters and every number by null, except "
-            "properties that the contract marks x-public. Null if it would be larger than 2 KiB."
+            "properties that the contract marks x-public. Of one that would be larger than 2 KiB the top level alone, "
+            "with null for what has parts; null if that is too large as well."
         ),
     )
 

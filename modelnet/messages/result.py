@@ -23,6 +23,9 @@ __all__ = [
     "ResultEvent",
     "Settlement",
     "Timings",
+    "TokenAlternative",
+    "TokenLogprob",
+    "ToolCallPart",
     "Usage",
     "decode_event",
 ]
@@ -53,6 +56,29 @@ class _Numbered(Message):
     number: int = Field(ge=1, description="Position in the task's stream, from 1, without gaps.")
 
 
+class TokenAlternative(Part):
+    """A token that could have been drawn."""
+
+    token: str = Field(description="Its text; a byte that is no whole character is U+FFFD.")
+    logprob: float = Field(le=0, description="Natural logarithm of its probability.")
+    bytes: tuple[int, ...] | None = Field(default=None, description="Its UTF-8 bytes, of one that is no whole text.")
+
+
+class TokenLogprob(TokenAlternative):
+    """The token that was drawn."""
+
+    top: tuple[TokenAlternative, ...] = Field(default=(), description="The likeliest in its place, likeliest first.")
+
+
+class ToolCallPart(Part):
+    """A call of a function, or its beginning, or more of it: parts of one position are joined."""
+
+    position: int = Field(ge=0, description="Which of the answer's calls it is.")
+    id: str | None = Field(default=None, description="The call's id, with its first part.")
+    name: str | None = Field(default=None, description="The function, with the call's first part.")
+    arguments: str = Field(default="", description="To be appended: all parts together are a JSON object as text.")
+
+
 class Delta(_Numbered):
     """Text to be appended to what came before."""
 
@@ -61,6 +87,19 @@ class Delta(_Numbered):
     tokens: tuple[int, ...] | None = Field(
         default=None, description="Ids of the tokens of this text, in the vocabulary of the worker's model, if known."
     )
+    index: int = Field(default=0, ge=0, description="Which answer it belongs to, where several were wanted.")
+    logprobs: tuple[TokenLogprob, ...] | None = Field(
+        default=None, description="Of the tokens of this text, if they were wanted."
+    )
+    tool_calls: tuple[ToolCallPart, ...] = Field(default=(), description="Calls of functions, beside the text.")
+    restarts: bool = Field(
+        default=False, description="Whether a later attempt begins anew: nobody can go on behind this text alone."
+    )
+
+    @property
+    def continuable(self) -> bool:
+        """Whether another attempt can go on behind its text."""
+        return not (self.restarts or self.index or self.logprobs or self.tool_calls)
 
 
 class Progress(_Numbered):

@@ -79,7 +79,7 @@ def text_of(chunks: list[Chunk]) -> str:
 
 
 def ids_of(chunks: list[Chunk]) -> list[int]:
-    return [token for chunk in chunks for token in chunk.token_ids]
+    return [token for chunk in chunks for token in chunk.token_ids or ()]
 
 
 async def test_chunks_add_up_and_usage_is_exact(engine: Engine, random_folder: Folder) -> None:
@@ -92,7 +92,7 @@ async def test_chunks_add_up_and_usage_is_exact(engine: Engine, random_folder: F
     assert {c.prompt_tokens for c in chunks} == {len(random_folder.tokenizer.encode(prompt).ids)}
     total = 0
     for chunk in chunks:
-        total += len(chunk.token_ids)
+        total += len(chunk.token_ids or ())
         assert chunk.completion_tokens == total
 
 

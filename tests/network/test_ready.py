@@ -95,7 +95,7 @@ async def test_no_process_is_ready_before_a_full_stream_or_without_its_server(tm
     await server.start()
     config = fast(server.url, ready_listen="127.0.0.1:0", data=tmp_path)
     app = make_app(config, Negotiator(config))
-    readiness = Readiness(app, config)
+    readiness = Readiness.of(app, config)
     async with Network(config) as network:
         await app.start()
         await readiness.open()

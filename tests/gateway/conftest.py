@@ -1,0 +1,34 @@
+"""A network with a gateway for each module; workers join in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest_asyncio
+
+from modelnet.bus.embedded import EmbeddedNats
+from tests.gateway.doors import Gateway
+from tests.network.stage import Network, fast
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def network(nats_server: EmbeddedNats) -> AsyncIterator[Network]:
+    """A network with one negotiator, for the whole module."""
+    async with Network(fast(nats_server.url)) as network:
+        await network.negotiator()
+        yield network
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(network: Network) -> AsyncIterator[Gateway]:
+    """A gateway on it that asks for no keys."""
+    async with Gateway(network.config) as gateway:
+        yield gateway
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+    """A plain HTTP client of it."""
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+        yield http
