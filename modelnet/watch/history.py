@@ -32,7 +32,7 @@ class _Bin:
     low: int | None = None
     high: int | None = None
     completed: int = 0
-    ended_otherwise: int = 0
+    failed: int = 0
     times: list[float] = field(default_factory=list)
     version: int = 0
 
@@ -47,7 +47,7 @@ class _Bin:
             "low": self.low,
             "high": self.high,
             "ok": self.completed,
-            "bad": self.ended_otherwise,
+            "bad": self.failed,
             "ms": round(median(self.times), 1) if self.times else None,
         }
 
@@ -77,8 +77,8 @@ class History:
             bin.completed += 1
             if len(bin.times) < _TIMES:
                 bin.times.append(final.timings.total_ms)
-        else:
-            bin.ended_otherwise += 1
+        elif final.status != "cancelled":  # as its tenant wanted it, or as a race does with who came second
+            bin.failed += 1
 
     def since(self, version: int) -> dict[str, list[dict[str, Any]]]:
         """Bins that changed after a version, by capability, the oldest first."""
@@ -97,10 +97,11 @@ class History:
         start = int(at) // BIN_S * BIN_S
         found = next((one for one in reversed(bins) if one.start <= start), None)
         if found is None or found.start != start:
-            if bins and start < bins[-1].start:  # older than a bin that stands, and without one of its own
-                found = bins[-1]
+            place = next((n for n, one in enumerate(bins) if one.start > start), len(bins))
+            if place < len(bins) == BINS:  # older than what is kept, or out of order: as good as its neighbour's
+                found = bins[place]
             else:
                 found = _Bin(start)
-                bins.append(found)
+                bins.insert(place, found) if place < len(bins) else bins.append(found)
         found.version = version
         return found

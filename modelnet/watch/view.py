@@ -72,7 +72,7 @@ class View:
 
     def __init__(self, *, lost_after_s: float, now: float) -> None:
         """`lost_after_s`: how long a worker may be silent before it counts as lost."""
-        self.version = 1
+        self.version = 2  # 0 is a viewer that has seen nothing, and what has ended is one less
         self.began = now
         self._lost_after_s = lost_after_s
         self._workers = Table(WORKERS, expendable=lambda row: row["state"] in ("lost", "left"))
@@ -255,6 +255,7 @@ class View:
                 self._missed_rows += 1
                 return False
             row = {
+                "key": key,
                 "task": task,
                 "tenant": tenant,
                 "capability": "",
@@ -322,7 +323,8 @@ class View:
     def frame(self, since: int) -> Row:
         """What changed since a version, as plain JSON values, and `head`, which is always whole.
 
-        `version` is what to ask with next time. Made once a version, for however many ask. With `whole` it is everything, and what was known before is void.
+        `version` is what to ask with next time. With `whole` it is everything, and what was known before is void. Made
+        once a version, for however many ask.
         """
         found = self._frames.get(since)
         if found is None:
@@ -338,7 +340,7 @@ class View:
             changes = {name: Changes(table.rows(), []) for name, table in tables.items()}
         plain = {name: _plain(changed) for name, changed in changes.items() if changed is not None}
         return {
-            "version": self.version - 1 if not whole else max(self.version - 1, 1),
+            "version": self.version - 1,
             "whole": whole,
             "head": self.head(),
             **plain,

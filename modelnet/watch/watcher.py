@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from modelnet.bus import subjects
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import read as read_journal
-from modelnet.bus.replay import read_all
+from modelnet.bus.replay import Stored, read_all
 from modelnet.errors import ConnectionFailed, ModelnetError
 from modelnet.messages import Beat, Offer, RollCall, Transcript, WorkerCard, decode_entry
 from modelnet.settings import Settings
@@ -149,25 +149,24 @@ class Watcher:
         """Open the taps anew each second."""
         begun = False
         while True:
-            with contextlib.suppress(nats.errors.Error, OSError):
+            with contextlib.suppress(nats.errors.Error, OSError, ModelnetError):
+                last = 0 if begun else (await self._state("AUDIT"))["last_seq"]
                 for tap in self._taps:
                     await tap.open_again()
                 if not begun:
-                    await self._begin()
                     begun = True
+                    await self._begin(last)
             await asyncio.sleep(1.0)
 
-    async def _begin(self) -> None:
-        """Learn who is there, and what happened lately."""
-        try:
-            self._cards = {card.worker: card for card in await self._catalogue.cards()}
-            await self._bus.publish(subjects.ROLL_CALL, RollCall().encode())
-            state = await self._state("AUDIT")
-            after = max(int(state["last_seq"]) - _PAST, 0)
-            past = [stored async for stored in read_all(self._bus, "AUDIT", "audit.*.*", after=after)]
-        except (ModelnetError, KeyError) as error:
-            log.info("past_not_read", error=str(error))
-            return
+    async def _begin(self, last: int) -> None:
+        """Learn who is there, and what happened lately: the auctions up to this one."""
+        self._cards = {card.worker: card for card in await self._catalogue.cards()}
+        await self._bus.publish(subjects.ROLL_CALL, RollCall().encode())
+        past: list[Stored] = []
+        async for stored in read_all(self._bus, "AUDIT", "audit.*.*", after=max(last - _PAST, 0)):
+            if stored.sequence > last or len(past) == _PAST:
+                break
+            past.append(stored)
         for number, stored in enumerate(past, 1):
             with contextlib.suppress(ValidationError):
                 transcript = Transcript.decode(stored.body)

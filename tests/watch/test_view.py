@@ -241,6 +241,14 @@ def test_a_frame_has_what_changed_and_no_more() -> None:
     assert only(changed["workers"]["put"])["id"] == "b"
 
 
+def test_what_comes_after_a_frame_of_the_same_version_is_in_the_next() -> None:
+    seen = view()
+    first = seen.snapshot()
+    seen.card(card("a"), T0)
+    seen.tick(T0)
+    assert only(seen.frame(first["version"])["workers"]["put"])["id"] == "a"
+
+
 def test_a_version_from_before_a_restart_gets_the_whole() -> None:
     seen = view()
     assert seen.frame(999)["whole"]

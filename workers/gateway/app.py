@@ -27,6 +27,7 @@ from modelnet.log import setup_logging
 from modelnet.ready import Readiness
 from modelnet.settings import Settings
 
+from .console import console
 from .entrance import Entrance
 from .lobby import Lobby, Room, lobby_of
 from .refusal import Refusal
@@ -38,7 +39,7 @@ log = structlog.get_logger("gateway")
 
 def default_rooms() -> tuple[Room, ...]:
     """The rooms of every gateway, by protocol."""
-    return ()
+    return (console(),)
 
 
 def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Client | None = None) -> Starlette:
