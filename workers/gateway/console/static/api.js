@@ -73,7 +73,7 @@ export async function events(path, hear, signal, patience = 15000) {
           if (line.startsWith("event: ")) event = line.slice(7);
           else if (line.startsWith("data: ")) data += line.slice(6);
         }
-        if (data) hear(event, JSON.parse(data));
+        if (data) hear(event, JSON.parse(data), block.length);
       }
     }
   } finally {

@@ -108,9 +108,10 @@ export async function connect() {
       const path = picture.me ? "console/api/live" : "console/watch";
       await events(
         path,
-        (event, data) => {
+        (event, data, size) => {
           if (event !== "frame") return;
           wait = 0;
+          picture.bytes += size;
           apply(data);
           contact("live");
         },
