@@ -14,6 +14,9 @@ ModelnetError
 ├── ReputationAway             Redis cannot be reached for the track records of workers
 ├── UnknownAccount             the ledger has no account of this name
 ├── NoFunds                    an account does not have what should be taken from it
+├── TenantsAway                Redis cannot be reached for the gateway's tenants
+├── UnknownTenant              the gateway has no tenant, or key of one, of this name
+├── TenantExists               a tenant of this name was made before
 ├── GrantConflict              a grant of this id was made with another amount
 └── TaskError                  a task did not complete; its Final says why
     ├── TaskFailed             no worker could answer it
@@ -43,9 +46,12 @@ __all__ = [
     "TaskError",
     "TaskExpired",
     "TaskFailed",
+    "TenantExists",
+    "TenantsAway",
     "TooLarge",
     "UnknownAccount",
     "UnknownTask",
+    "UnknownTenant",
     "UnknownWorker",
     "UsageError",
 ]
@@ -150,6 +156,24 @@ class GrantConflict(ModelnetError):
     """Raised by the ledger for a grant whose id was used before, with another amount. Nothing was granted."""
 
     code = "grant_conflict"
+
+
+class TenantsAway(ModelnetError):
+    """Raised by the store of tenants when Redis does not answer or takes no writes."""
+
+    code = "tenants_away"
+
+
+class UnknownTenant(ModelnetError):
+    """Raised by the store of tenants for a tenant that was never made, or a key that it does not have."""
+
+    code = "unknown_tenant"
+
+
+class TenantExists(ModelnetError):
+    """Raised by the store of tenants when one is to be made that is there. Nothing was changed."""
+
+    code = "tenant_exists"
 
 
 class TaskError(ModelnetError):

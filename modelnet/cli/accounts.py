@@ -16,7 +16,7 @@ from modelnet.errors import ConnectionFailed, ModelnetError, UsageError
 if TYPE_CHECKING:
     from modelnet.store.ledger import Account, Entry, Ledger, OpenHold
 
-__all__ = ["account", "accounts", "credit", "deposits", "limit"]
+__all__ = ["account", "accounts", "check_name", "credit", "deposits", "limit"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -80,7 +80,7 @@ def credit(
     url: Url = None,
 ) -> None:
     """Give an account credits. From then on its tasks are charged."""
-    _check_name(id, "id")
+    check_name(id, "id")
 
     async def work(ledger: Ledger) -> int:
         from modelnet.messages import new_id
@@ -160,7 +160,7 @@ def deposits(
             typer.echo(f"{one} may put up {amount} micro-credits of {name} for one task")
         return 0
 
-    _check_name(worker, "worker")
+    check_name(worker, "worker")
     _run(work, name)
 
 
@@ -192,7 +192,7 @@ async def _tell(tenant: str, metered: bool, url: str | None) -> None:
 
 
 def _run(work: Callable[[Ledger], Awaitable[int]], name: str | None = None) -> None:
-    _check_name(name, "account name")
+    check_name(name, "account name")
 
     async def connected() -> int:
         from modelnet.store.ledger import Ledger
@@ -203,7 +203,8 @@ def _run(work: Callable[[Ledger], Awaitable[int]], name: str | None = None) -> N
     run(connected())
 
 
-def _check_name(name: str | None, what: str) -> None:
+def check_name(name: str | None, what: str) -> None:
+    """Raises `UsageError` for what cannot be a tenant's, an owner's or a worker's name."""
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no {what}: use letters, digits, - and _, 64 at most")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, top, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, tenants, top, trace
 
 __all__ = ["app"]
 
@@ -63,3 +63,4 @@ for command in (
     app.command()(command)
 
 app.add_typer(dlq.dlq, name="dlq")
+app.add_typer(tenants.tenant, name="tenant")

@@ -63,8 +63,8 @@ def task_key(tenant: str, task: str) -> str:
 
 def _cut(text: str, most: int = _TEXT) -> str:
     """What somebody else has written, fit for a cell of a table."""
-    text = _CONTROL.sub(" ", text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    fits = len(text) <= most
+    return _CONTROL.sub(" ", text if fits else text[: most - 1] + "…")
 
 
 class View:
@@ -113,8 +113,9 @@ class View:
             "capabilities": served,
             "more_capabilities": max(len(card.capabilities) - _CAPABILITIES, 0),
         }
-        if had is None:
+        if had is None or had["state"] == "left":
             fields |= {"state": "live", "since": now}
+            self._gone_at.pop(card.worker, None)
         self._workers.put(card.worker, fields, self.version)
         self._seen[card.worker] = now
         if len(self._instances) > len(self._workers):  # the table was full
@@ -127,7 +128,8 @@ class View:
 
     def beat(self, beat: Beat, now: float) -> None:
         """A worker's beat."""
-        if beat.worker not in self._workers:
+        row = self._workers.get(beat.worker)
+        if row is None or row["state"] == "left":  # it said its last: what comes after that was on its way
             return
         state = "left" if beat.leaving else "draining" if beat.draining else "live"
         self._state(beat.worker, state, now)

@@ -126,6 +126,19 @@ def test_silence_is_loss_and_a_beat_brings_it_back() -> None:
     assert seen.snapshot()["workers"]["put"] == []
 
 
+def test_who_has_left_comes_back_as_another_process_alone() -> None:
+    seen = view()
+    seen.card(card(), T0)
+    seen.beat(beat(leaving=True), T0)
+    seen.beat(beat(), T0)
+    assert only(seen.snapshot()["workers"]["put"])["state"] == "left"
+    assert seen.unknown(beat(instance="another"))
+    seen.card(card(instance="another"), T0)
+    seen.beat(beat(instance="another"), T0)
+    seen.tick(T0 + 1)
+    assert only(seen.snapshot()["workers"]["put"])["state"] == "live"
+
+
 def test_nobody_is_lost_while_the_watcher_is_deaf() -> None:
     seen = view()
     seen.card(card(), T0)
@@ -199,8 +212,9 @@ def test_counters_that_go_back_are_a_new_networks() -> None:
 
 def test_everything_is_bounded() -> None:
     seen, huge = view(), "x" * 100_000
+    wordy = card(software=huge, labels={f"{k}{huge}": huge for k in range(20)})
     for n in range(WORKERS + 50):
-        seen.card(card(f"w{n}", software=huge, labels={f"{k}{huge}": huge for k in range(20)}), T0)
+        seen.card(wordy.model_copy(update={"worker": f"w{n}"}), T0)
         seen.beat(beat(f"w{n}"), T0)
     for n in range(3 * TASKS):
         at = T0 + n

@@ -26,10 +26,13 @@ from modelnet.errors import ModelnetError
 from modelnet.log import setup_logging
 from modelnet.ready import Readiness
 from modelnet.settings import Settings
+from modelnet.store.tenants import Tenants
 
 from .console import console
 from .entrance import Entrance
+from .keys import Keys
 from .lobby import Lobby, Room, lobby_of
+from .openai import openai_room
 from .refusal import Refusal
 
 __all__ = ["create_app", "default_rooms", "make_app"]
@@ -39,7 +42,7 @@ log = structlog.get_logger("gateway")
 
 def default_rooms() -> tuple[Room, ...]:
     """The rooms of every gateway, by protocol."""
-    return (console(),)
+    return (openai_room(), console())
 
 
 def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Client | None = None) -> Starlette:
@@ -53,12 +56,15 @@ def create_app(config: Settings, *, rooms: Sequence[Room] | None = None, net: Cl
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(modelnet.connect(config=config)) if net is None else net
-            lobby = Lobby(config, client)
+            keys = Keys(Tenants(config.redis))
+            stack.push_async_callback(keys.close)
+            lobby = Lobby(config, client, keys)
             for room in rooms:
                 if room.lifespan is not None:
                     await stack.enter_async_context(room.lifespan(lobby))
             app.state.lobby = lobby
             yield {"lobby": lobby, "readiness": Readiness(lambda: [client.bus], config)}
+            await lobby.settle()
 
     return Starlette(
         routes=[

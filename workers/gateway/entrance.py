@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -10,8 +10,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelnet.settings import Settings
+from modelnet.store.tenants import KEY_PREFIX
 
-from .lobby import Room
+from .keys import Guest
+from .lobby import Lobby, Room
 from .refusal import Refusal
 
 __all__ = ["Entrance", "is_loopback"]
@@ -28,12 +30,13 @@ def is_loopback(host: str | None) -> bool:
 
 
 class Entrance:
-    """Puts `tenant` into the request's state, or refuses: 401, 403, 413."""
+    """Puts `guest` into the request's state, or refuses: 401, 403, 413, 429, 503."""
 
     def __init__(self, app: ASGIApp, *, config: Settings, rooms: Sequence[Room]) -> None:
         self._app, self._config = app, config
         self._public = (*ALWAYS_PUBLIC, *(path for room in rooms for path in room.public))
         self._keys_required = config.gateway_keys_required
+        self._nobody = Guest(config.tenant)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve, or refuse."""
@@ -43,7 +46,9 @@ class Entrance:
         try:
             headers = Headers(scope=scope)
             if not self._is_public(scope["path"]):
-                scope["state"]["tenant"] = self._tenant(headers)
+                scope["state"]["guest"], limits = await self._guest(scope, headers)
+                if limits:
+                    send = _with_headers(send, limits)
             if scope["type"] == "http":
                 receive = self._bounded(headers, receive)
         except Refusal as refusal:
@@ -54,11 +59,17 @@ class Entrance:
     def _is_public(self, path: str) -> bool:
         return any(path == one or (one.endswith("/") and path.startswith(one)) for one in self._public)
 
-    def _tenant(self, headers: Headers) -> str:
-        if self._keys_required:
-            raise Refusal(401, "invalid_api_key", "this gateway asks for a key: Authorization: Bearer KEY")
+    async def _guest(self, scope: Scope, headers: Headers) -> tuple[Guest, dict[str, str]]:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        # Where none is needed, OpenAI's clients send one all the same, whatever its text.
+        if self._keys_required or key.startswith(KEY_PREFIX):
+            if not key:
+                raise Refusal(401, "invalid_api_key", "this gateway asks for a key: Authorization: Bearer KEY")
+            lobby: Lobby = scope["state"]["lobby"]
+            return await lobby.keys.guest(key)
         self._refuse_strangers(headers)
-        return self._config.tenant
+        return self._nobody, {}
 
     def _refuse_strangers(self, headers: Headers) -> None:
         """Without keys a web page that a person of this machine looks at must not be served.
@@ -86,6 +97,17 @@ class Entrance:
             return message
 
         return bounded
+
+
+def _with_headers(send: Send, more: Mapping[str, str]) -> Send:
+    raw = [(name.encode(), value.encode()) for name, value in more.items()]
+
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *raw]}
+        await send(message)
+
+    return adding
 
 
 def _too_large(most: int) -> Refusal:

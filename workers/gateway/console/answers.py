@@ -10,39 +10,20 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from modelnet.errors import ModelnetError, UnknownTask, UsageError
-from workers.gateway.refusal import Refusal
+from modelnet.errors import ModelnetError
+from workers.gateway.refusal import Refusal, refusal_of
 
-__all__ = ["Endpoint", "answer", "body_of", "explained", "refusal_of"]
+__all__ = ["Endpoint", "answer", "body_of", "explained"]
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_STATUS = {
-    "unknown_letter": 404,
-    "unknown_account": 404,
-    "cannot_retry": 409,
-    "bus_full": 503,
-    "no_server": 503,
-    "no_jetstream": 503,
-    "not_stored": 503,
-    "ledger_away": 503,
-}
+_STATUS = {"unknown_letter": 404, "unknown_account": 404, "cannot_retry": 409}
+"""By code, what no other door meets."""
 
 
 def answer(value: Any) -> Response:
     """JSON that nobody keeps."""
     return Response(to_json(value), media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def refusal_of(error: ModelnetError) -> Refusal:
-    """An error of the network, as HTTP says it."""
-    if isinstance(error, UnknownTask):
-        status = 404
-    elif isinstance(error, UsageError):
-        status = 400
-    else:
-        status = _STATUS.get(error.wire_code, 500)
-    return Refusal(status, error.wire_code, error.message)
 
 
 def explained(endpoint: Endpoint) -> Endpoint:
@@ -53,7 +34,9 @@ def explained(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except ModelnetError as error:
-            raise refusal_of(error) from None
+            status = _STATUS.get(error.wire_code)
+            refusal = refusal_of(error) if status is None else Refusal(status, error.wire_code, error.message)
+            raise refusal from None
 
     return serve
 

@@ -63,8 +63,9 @@ NOBODY = Audience(None)
 
 
 def audience_of(request: Request) -> Audience:
-    """Who asks, on a path that is not public."""
-    return Audience(tenant_of(request), operator=not lobby_of(request).config.gateway_keys_required)
+    """Who asks, on a path that is not public: where no key is needed, whoever comes without one has the machine."""
+    config, tenant = lobby_of(request).config, tenant_of(request)
+    return Audience(tenant, operator=not config.gateway_keys_required and tenant == config.tenant)
 
 
 def _veiled(key: str) -> str:

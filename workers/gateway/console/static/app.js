@@ -75,6 +75,7 @@ function Contact() {
 function Away() {
   const notes = Object.entries(picture.head?.notes || {});
   if (picture.contact === "lost" && picture.head) notes.unshift(["gateway", "Contact with the gateway is lost. What is shown is from before; it comes back by itself."]);
+  if (picture.refused) notes.unshift(["key", `${picture.refused} What is shown is what anybody may see.`]);
   if (!notes.length) return null;
   return html`<div class="away" role="status">${notes.map(([what, text]) => html`<p key=${what}><strong>${what}</strong> ${text}</p>`)}</div>`;
 }

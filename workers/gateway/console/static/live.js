@@ -1,6 +1,6 @@
 // The live picture: rows by key as the gateway's frames tell them, a connection that comes back by itself.
 
-import { events, get } from "./api.js";
+import { events, get, hasKey } from "./api.js";
 
 const FEED_MS = 1000; // lists that flow are shown anew this often: faster could not be read
 
@@ -9,6 +9,7 @@ export const picture = {
   contact: "connecting", // connecting, live, lost
   since: 0,
   me: null, // who is signed in; null: nobody
+  refused: null, // why the key that was given did not do
   keys: true, // whether this gateway asks for keys
   head: null,
   workers: new Map(),
@@ -95,6 +96,8 @@ function contact(state) {
   changed();
 }
 
+const ASK_AGAIN_MS = 15000;
+let later = null;
 let current = null;
 
 /** Connect, and again whenever contact is lost: at once the first time, then ever more slowly, up to five seconds. */
@@ -127,14 +130,21 @@ export async function connect() {
   }
 }
 
+/** Who is signed in. A gateway that cannot say so now shows what anybody may see, and is asked again. */
 async function identify() {
+  picture.refused = null;
   try {
     const me = await get("console/api/me");
     picture.keys = me.keys;
     picture.me = me;
   } catch (error) {
-    if (error.status !== 401 && error.status !== 403) throw error;
+    if (error.status === 0) throw error;
     picture.keys = true;
     picture.me = null;
+    if (hasKey()) picture.refused = error.message;
+    if (error.status === 429 || error.status >= 500) {
+      clearTimeout(later);
+      later = setTimeout(connect, ASK_AGAIN_MS);
+    }
   }
 }
