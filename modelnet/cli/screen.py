@@ -105,7 +105,7 @@ class Screen:
         clock = datetime.now().strftime("%H:%M:%S")
         title = Text.assemble(("modelnet", "bold"), f"  {where}")
         title.truncate(max(width - 20, 0), overflow="ellipsis")
-        state = Text("PAUSED  " if self.paused else "", "bold yellow") + Text(clock, "dim")
+        state = Text.assemble(("PAUSED  " if self.paused else "", "bold yellow"), (clock, "dim"))
         gap = max(width - title.cell_len - state.cell_len, 1)
         lost = f" ({head['lost']} lost)" if head["lost"] else ""
         numbers = (
@@ -143,7 +143,7 @@ class Screen:
         return sorted(found, key=SORTS[self.sort])
 
     def _worker_lines(self, workers: list[Row], most: int, width: int) -> list[Text]:
-        wide = max(width - 42, 12)
+        wide = max(width - 37, 12)
         name, capability = wide * 5 // 11, wide - wide * 5 // 11
         head = f"{_pad('worker', name)} {_pad('capability', capability)} {'busy':>7} {'price':>6} "
         lines = [Text(head + f"{'p50 ms':>7} {'qual.':>5} {'won':>6}", "bold dim")]
@@ -180,13 +180,13 @@ class Screen:
 def _auction_lines(auctions: list[Row], width: int) -> list[Text]:
     lines = [Text(""), Text("auctions", "bold dim")]
     for row in auctions:
-        text = Text(f"{_clock(row['at'])} ", "dim") + Text(f"{_pad(row['capability'], 22)} ")
+        told: list[str | tuple[str, str]] = [(f"{_clock(row['at'])} ", "dim"), f"{_pad(row['capability'], 22)} "]
         if row["winner"] is None:
-            text += Text("no winner  ", "yellow")
+            told.append(("no winner  ", "yellow"))
         else:
-            text += Text.assemble((row["winner"], "bold"), f" for {row['price']}  ")
+            told += [(row["winner"], "bold"), f" for {row['price']}  "]
         bids = "  ".join(f"{bid['worker']} {bid['price']}→{bid['score']:.0f}" for bid in row["bids"])
-        lines.append(_cut(text + Text(bids, "dim"), width))
+        lines.append(_cut(Text.assemble(*told, (bids, "dim")), width))
     return lines if auctions else [*lines, Text("none yet: modelnet submit CAPABILITY --input …", "dim italic")]
 
 
@@ -198,11 +198,15 @@ def _task_lines(tasks: list[Row], width: int, sampled: Row) -> list[Text]:
     for row in tasks:
         took = "" if row["total_ms"] is None else f"{row['total_ms']:.0f} ms"
         price = "" if row["price"] is None else str(row["price"])
-        text = Text(f"{_clock(row['at'])} ", "dim") + Text(f"{row['status']:<10} ", _STATUSES.get(row["status"], ""))
-        text += Text(f"{_pad(row['capability'], 22)} {_pad(row['worker'] or '', 14)} {price:>5} {took:>9}  ")
         # Ids begin with the time: it is their end that differs.
         short = row["task"] if width >= 110 else row["task"][-10:]
-        lines.append(_cut(text + Text(row["note"] or short, "dim"), width))
+        text = Text.assemble(
+            (f"{_clock(row['at'])} ", "dim"),
+            (f"{row['status']:<10} ", _STATUSES.get(row["status"], "")),
+            f"{_pad(row['capability'], 22)} {_pad(row['worker'] or '', 14)} {price:>5} {took:>9}  ",
+            (row["note"] or short, "dim"),
+        )
+        lines.append(_cut(text, width))
     return lines
 
 

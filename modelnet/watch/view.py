@@ -50,6 +50,9 @@ _TEXT = 160
 _REMEMBERED_S = 20.0
 """A worker that is lost or has left is shown for so long."""
 
+_SAMPLED_S = 10.0
+"""So long after a task that was not shown it is said that some are not."""
+
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -88,7 +91,7 @@ class View:
         self._heard = {"auctions": 0, "entries": 0}
         self._heard_then: list[tuple[float, dict[str, int]]] = []
         self._credit, self._credit_at = 2 * ADMITTED_S, now
-        self._missed_rows = 0
+        self._now, self._missed_rows, self._missed_at = now, 0, float("-inf")
         self._notes: dict[str, str] = {}
         self._ledger: Row | None = None
         self._ledger_changed = 0
@@ -254,7 +257,7 @@ class View:
         row = self._tasks.get(key)
         if row is None:
             if not self._admit(at):
-                self._missed_rows += 1
+                self._missed_rows, self._missed_at = self._missed_rows + 1, at
                 return False
             row = {
                 "key": key,
@@ -307,6 +310,7 @@ class View:
 
     def tick(self, now: float) -> None:
         """Time has passed: who is lost is told, who was lost long ago is forgotten. Begins a new version."""
+        self._now = now
         self.version += 1
         self._frames.clear()
         for worker in [worker for worker, seen in self._seen.items() if now - seen > self._lost_after_s]:
@@ -367,7 +371,11 @@ class View:
             "open": last.open if last else None,
             "auctions": last.auctions if last else None,
             "dead_letters": last.dead_letters if last else None,
-            "sampled": {"auctions": self._share("auctions"), "rows": self._missed_rows > 0, "of": self._missed_rows},
+            "sampled": {
+                "auctions": self._share("auctions"),
+                "rows": self._now - self._missed_at < _SAMPLED_S,
+                "missed": self._missed_rows,
+            },
             "notes": dict(self._notes),
         }
 
