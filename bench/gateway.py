@@ -1,0 +1,278 @@
+"""The gateway beside other doors, in one run: a mock upstream, LiteLLM's proxy before it, Ray Serve's echo, modelnet.
+
+    python -m bench.gateway [--rounds 3] [--seconds 5] [--peers FOLDER] [--write]
+
+Each is asked for the same small chat completion by `wrk`: one after the other on one connection, then on 32 at once.
+modelnet's answer goes through the gateway, the bus, an auction and a function worker in processes of their own; LiteLLM
+and Ray Serve answer without any of that. LiteLLM and Ray are installed into a virtual environment of their own in
+FOLDER (a gigabyte; kept for the next run), never into this one. `wrk` comes from the system's packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from modelnet.bus.embedded import free_port
+from modelnet.network import Network, WorkerProcess
+from modelnet.processes import ChildProcess
+from modelnet.settings import Settings
+
+PEERS = ("litellm[proxy]==1.106.12", "ray[serve]==2.60.0")
+FLIGHT = 32
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
+HERE = Path(__file__).parent
+PATIENCE_S = 300
+"""Longest wait for a door to open: LiteLLM imports for a minute where the machine is slow."""
+
+WRK = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer sk-bench"
+wrk.body = [==[%s]==]
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init() refused = 0 end
+function response(status) if status ~= 200 then refused = refused + 1 end end
+function done(summary, latency)
+  local bad = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
+  for _, thread in ipairs(threads) do bad = bad + thread:get("refused") end
+  io.write(string.format("RESULT %%d %%f %%f %%f %%d\\n", summary.requests, summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, bad))
+end
+"""
+
+
+class Measured(NamedTuple):
+    """One door in one round."""
+
+    p50_ms: float
+    p99_ms: float
+    rate: float
+    busy_p50_ms: float
+
+
+Door = Callable[[Path], AbstractAsyncContextManager[str]]
+
+
+# ------------------------------------------------------------------ the doors
+
+
+@contextlib.asynccontextmanager
+async def mock(folder: Path) -> AsyncIterator[str]:
+    """The upstream itself."""
+    port = free_port()
+    async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+def litellm(python: Path) -> Door:
+    """LiteLLM's proxy before the upstream."""
+
+    @contextlib.asynccontextmanager
+    async def door(folder: Path) -> AsyncIterator[str]:
+        port = free_port()
+        async with mock(folder) as upstream:
+            said = {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
+            config = folder / "litellm.json"  # JSON is YAML
+            config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
+            command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
+            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+            async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
+                yield f"http://127.0.0.1:{port}"
+
+    return door
+
+
+def ray(python: Path) -> Door:
+    """Ray Serve's echo."""
+
+    @contextlib.asynccontextmanager
+    async def door(folder: Path) -> AsyncIterator[str]:
+        port = free_port()
+        command = [str(python), str(HERE / "ray_echo.py"), str(port)]
+        env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+        try:
+            async with _child("ray", command, folder, env=env):
+                yield f"http://127.0.0.1:{port}"
+        finally:
+            stop = [str(python.with_name("ray")), "stop", "--force"]
+            await asyncio.to_thread(subprocess.run, stop, check=False, capture_output=True)
+
+    return door
+
+
+@contextlib.asynccontextmanager
+async def network(folder: Path) -> AsyncIterator[str]:
+    """modelnet: gateway, bus, negotiator, worker, ledger, each a process."""
+    config = Settings(log_level="error")
+    worker = WorkerProcess("bench.echo_worker:app")
+    async with Network(data=folder / "modelnet", workers=[worker], gateway=True, config=config) as running:
+        yield running.gateway_url
+
+
+@contextlib.asynccontextmanager
+async def _child(
+    name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None
+) -> AsyncIterator[None]:
+    process = ChildProcess(name, command, log_dir=folder, env=env, restart=False)
+    await process.start()
+    try:
+        yield
+    finally:
+        await process.stop()
+
+
+# ------------------------------------------------------------------ measuring
+
+
+async def measure(door: Door, seconds: int) -> Measured:
+    """One round of one door."""
+    with tempfile.TemporaryDirectory(prefix="modelnet-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        script = folder / "chat.lua"
+        script.write_text(WRK % json.dumps(CHAT))
+        async with door(folder) as url:
+            try:
+                await _until_answered(url)
+            except TimeoutError:
+                logs = await asyncio.to_thread(_ends_of_logs, folder)
+                raise SystemExit(f"no answer from {url} within {PATIENCE_S} s\n{logs}") from None
+            await wrk(url, script, connections=8, seconds=2)  # warm
+            alone = await wrk(url, script, connections=1, seconds=seconds)
+            busy = await wrk(url, script, connections=FLIGHT, seconds=seconds)
+    return Measured(alone[0], alone[1], busy[2], busy[0])
+
+
+def _ends_of_logs(folder: Path) -> str:
+    return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in folder.glob("*.log"))
+
+
+async def wrk(url: str, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float]:
+    """p50 and p99 in ms, and answers a second. An answer that is no 200 ends the benchmark."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(script)]
+    process = await asyncio.create_subprocess_exec(
+        *command, f"{url}/v1/chat/completions", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said = (await process.communicate())[0].decode()
+    found = re.search(r"RESULT (\d+) ([\d.]+) ([\d.]+) ([\d.]+) (\d+)", said)
+    if found is None or found[5] != "0" or found[1] == "0":
+        raise SystemExit(f"wrk: {said}")
+    return float(found[3]), float(found[4]), int(found[1]) / float(found[2])
+
+
+async def _until_answered(url: str) -> None:
+    """Wait until a chat is answered with its words: until then the door is not open."""
+
+    def ask() -> str:
+        body = json.dumps(CHAT).encode()
+        asked = urllib.request.Request(
+            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            said: str = json.load(answer)["choices"][0]["message"]["content"]
+            return said
+
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                assert await asyncio.to_thread(ask) == "one two three"
+            except OSError:  # nothing listens yet, or it is not ready
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+def install_peers(folder: Path) -> Path:
+    """The Python of an environment that has LiteLLM and Ray; it is made if it is not there."""
+    python = folder / "venv" / "bin" / "python"
+    done = folder / "installed"
+    if not done.is_file() or done.read_text() != "\n".join(PEERS):
+        print(f"installing {' and '.join(PEERS)} into {folder} (minutes)", file=sys.stderr)
+        uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder / "venv")], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python), *PEERS], check=True)
+        done.write_text("\n".join(PEERS))
+    return python
+
+
+# ------------------------------------------------------------------ what is said of it
+
+
+def report(rounds: list[dict[str, Measured]]) -> str:
+    """The table, and the ratios that the gateway is judged by, round by round."""
+    lines = [f"{'':<34}{'p50 ms':>9}{'p99 ms':>9}{f'{FLIGHT} at once/s':>15}{'p50 then':>10}"]
+    for name in rounds[0]:
+        of = [one[name] for one in rounds]
+        p50, p99, rate, busy = (statistics.median(values) for values in zip(*of, strict=True))
+        lines.append(f"{name:<34}{p50:>9.2f}{p99:>9.2f}{rate:>15.0f}{busy:>10.1f}")
+
+    def ratio(what: str, aim: str, each: list[float]) -> str:
+        return f"{what}: {statistics.median(each):.2f} ({', '.join(f'{x:.2f}' for x in each)}), aim {aim}"
+
+    if RAY in rounds[0]:
+        of_ray = [(one[MODELNET], one[RAY]) for one in rounds]
+        lines.append(ratio("modelnet / Ray Serve, p50", "1 at most", [a.p50_ms / b.p50_ms for a, b in of_ray]))
+        lines.append(ratio("modelnet / Ray Serve, rate", "1.5 at least", [a.rate / b.rate for a, b in of_ray]))
+    if LITELLM in rounds[0]:
+        of_all = [(one[MODELNET], one[LITELLM], one[MOCK].p50_ms) for one in rounds]
+        added = [(a.p50_ms - bare) / (b.p50_ms - bare) for a, b, bare in of_all]
+        lines.append(ratio("modelnet / LiteLLM, time added to the mock's p50", "0.5 at most", added))
+        lines.append(ratio("modelnet / LiteLLM, rate", "3 at least", [a.rate / b.rate for a, b, _ in of_all]))
+    return "\n".join(lines)
+
+
+MOCK, LITELLM, RAY = "mock upstream", "LiteLLM proxy, mock", "Ray Serve echo"
+MODELNET = "modelnet gateway, auction, worker"
+
+
+async def main() -> None:
+    """Run all rounds and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    parser.add_argument("--peers", type=Path, default=cache / "modelnet-bench-peers", help="where the peers are")
+    parser.add_argument("--only", action="store_true", help="modelnet and the mock only, without the peers")
+    parser.add_argument("--write", action="store_true", help="write the output to bench/results/gateway.txt too")
+    args = parser.parse_args()
+    if shutil.which("wrk") is None:
+        parser.error("wrk is not installed: apt-get install wrk")
+    doors: dict[str, Door] = {MOCK: mock}
+    if not args.only:
+        python = install_peers(args.peers)
+        doors |= {LITELLM: litellm(python), RAY: ray(python)}
+    doors[MODELNET] = network
+    head = (
+        f"bench/gateway.py, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{', '.join(PEERS)}; {args.rounds} rounds of {args.seconds} s; medians"
+    )
+    print(head, flush=True)
+    rounds = list[dict[str, Measured]]()
+    for _ in range(args.rounds):
+        rounds.append({name: await measure(door, args.seconds) for name, door in doors.items()})
+    said = report(rounds)
+    print(said, flush=True)
+    if args.write:
+        HERE.joinpath("results", "gateway.txt").write_text(f"{head}\n{said}\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
