@@ -1,6 +1,6 @@
 """The console under load: does a browser keep up with 500 workers and 1,000 tasks a second, and what does that cost?
 
-    python -m bench.console [--workers 500] [--rate 1000] [--seconds 15] [--rounds 3] [--write]
+    python -m bench.console [--workers 500] [--rate 1000] [--seconds 8] [--rounds 3] [--write]
 
 A real server, a real gateway and a headless Chromium with the console's pages open, one after the other; the network
 that they show is played (bench/console_network.py). Each round looks twice, without tasks and with RATE of them a
@@ -154,7 +154,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=500)
     parser.add_argument("--rate", type=float, default=1000.0, help="tasks a second")
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each page and round")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each page and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write the output to bench/results/console.txt too")
     args = parser.parse_args()

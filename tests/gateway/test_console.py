@@ -18,6 +18,10 @@ from modelnet.store.ledger import Ledger
 from modelnet.store.tenants import Tenants
 from tests.gateway.doors import Gateway
 from tests.network.stage import PATIENCE_S, Network
+from workers.gateway.console import live
+from workers.gateway.console.audience import NOBODY
+from workers.gateway.keys import Keys
+from workers.gateway.lobby import Lobby
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -170,6 +174,12 @@ async def test_a_composite_is_a_tree(http: httpx.AsyncClient, worker: Any, netwo
         return {"text": "one " + HOSTILE}
 
     await network.join(second)
+    async with asyncio.timeout(PATIENCE_S):
+        asked = 0
+        while asked < 2:  # until the negotiator knows both
+            path = await submit(http, "show.text")
+            await whole_stream(http, path)
+            asked = (await http.get(path)).json()["auctions"][0]["asked"]
     path = await submit(http, "show.text", strategy="race")
     await whole_stream(http, path)
     record = (await http.get(path)).json()
@@ -331,3 +341,19 @@ async def test_a_tenant_sees_its_own_and_others_only_that_they_are_there(
         assert (await mine.get("/console/api/letters")).json() == []
         assert (await mine.get(f"/console/api/letters/{letter['number']}")).status_code == 404
         assert (await mine.post(f"/console/api/letters/{letter['number']}/drop", json={})).status_code == 404
+
+
+async def test_nobody_watches_once_nobody_looks(
+    gateway: Gateway, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_LINGER_S", 0.0)
+    picture = live.Picture(Lobby(network.config, network.client, Keys(Tenants(network.config.redis))))
+    for _ in range(2):
+        coming = picture.frames(NOBODY)
+        assert (await anext(coming)).startswith(b"event: frame")
+        assert picture.watching
+        await coming.aclose()  # type: ignore[attr-defined]
+        assert picture._leaving is not None
+        await asyncio.wait_for(picture._leaving, PATIENCE_S)
+        assert not picture.watching
+    await picture.close()

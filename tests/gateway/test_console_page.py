@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from modelnet.bus.embedded import EmbeddedNats
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
+from modelnet.store.tenants import Tenants
 from tests.console.browser import Browser, Page, why_not
 from tests.gateway.doors import Gateway
 from tests.network.stage import Network, fast
+from tests.network.test_deaths import lone_process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -185,24 +186,19 @@ async def test_what_is_wrong_with_an_input_is_told(browser: Browser, gateway: Ga
     await closed(page)
 
 
-async def test_a_worker_that_dies_is_seen_to(browser: Browser, gateway: Gateway, worker: Any, network: Network) -> None:
-    command = ["-m", "modelnet.run", "examples/upper.py"]
-    env = {
-        **os.environ,
-        "MODELNET_URL": network.config.url,
-        "MODELNET_REDIS_URL": network.config.redis_url,
-        "MODELNET_BEAT_S": str(network.config.beat_s),
-    }
-    async with network.ear("beat.acme-upper") as ear:
-        process = await asyncio.create_subprocess_exec(sys.executable, *command, env=env)
-        await ear.next()
+async def test_a_worker_that_dies_is_seen_to(
+    browser: Browser, gateway: Gateway, network: Network, tmp_path: Path
+) -> None:
+    lone = lone_process(network, tmp_path, "page-lone")
+    await lone.start()
     page = await opened(browser, gateway)
-    await page.shows("acme-upper")
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
-    await page.until("document.querySelector('tr.worker.lost')?.innerText.includes('acme-upper')")
+    await page.shows("page-lone")
+    assert lone.pid is not None
+    os.kill(lone.pid, signal.SIGKILL)
+    await page.until("document.querySelector('tr.worker.lost')?.innerText.includes('page-lone')")
     await page.shows("1 lost")
     await closed(page)
+    await lone.stop()
 
 
 async def test_contact_that_is_lost_is_told_and_comes_back(
@@ -221,6 +217,30 @@ async def test_contact_that_is_lost_is_told_and_comes_back(
         await network.client.run("page.say", {"text": "x"})
         await page.until("document.querySelector('.auction-line')?.innerText.includes('page-worker')")
     await page.do("close")  # the requests that failed meanwhile are in its console
+
+
+async def test_a_key_signs_in_and_a_wrong_one_is_told_of(
+    browser: Browser, gateway: Gateway, worker: Any, redis_server: EmbeddedRedis
+) -> None:
+    async with Tenants(redis_server.url) as tenants:
+        await tenants.create("page-tenant")
+        _, key = await tenants.add_key("page-tenant")
+    async with Gateway(gateway.config, gateway_keys="required", redis_url=redis_server.url) as shut:
+        page = await opened(browser, shut)
+        await page.shows("page-worker")
+        await page.go("/submit")
+        await page.shows("Sign in to submit tasks")
+        for given, shown in (("mn-wrong", "What is shown is what anybody may see"), (key, "page-tenant")):
+            await page.do("click", selector=".tools button:not(.icon)")
+            await page.do("fill", selector="#key", text=given)
+            await page.do("press", key="Enter")
+            await page.shows(shown)
+        await page.until("document.querySelector('#capability') !== null")
+        await page.go("/ledger")
+        await page.shows("no account 'page-tenant'")
+        await page.do("click", selector=".tools button:not(.icon)")  # sign out
+        await page.shows("Sign in to see accounts")
+        await page.do("close")  # the refusals are in its console
 
 
 async def test_it_is_used_with_keys_alone(browser: Browser, gateway: Gateway, worker: Any) -> None:

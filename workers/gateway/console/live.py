@@ -49,7 +49,8 @@ class Picture:
         """Look no more."""
         if self._leaving is not None:
             self._leaving.cancel()
-        await self._stop()
+        async with self._lock:
+            await self._stop()
 
     async def frames(self, audience: Audience) -> AsyncIterator[bytes]:
         """Server-sent events, for as long as they are read: first everything, then what changes."""
@@ -98,14 +99,14 @@ class Picture:
 
     async def _leave(self) -> None:
         await asyncio.sleep(_LINGER_S)
-        if not self._viewers:
-            await self._stop()
+        async with self._lock:
+            if not self._viewers:
+                await self._stop()
 
     async def _stop(self) -> None:
-        async with self._lock:
-            stack, self._stack, self._watcher = self._stack, None, None
-            if stack is not None:
-                await stack.aclose()
+        stack, self._stack, self._watcher = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
 
 
 def _news(frame: dict[str, object]) -> bool:
