@@ -16,7 +16,9 @@ import contextlib
 import json
 import os
 import platform
+import random
 import re
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -35,6 +37,8 @@ from modelnet.processes import ChildProcess
 from modelnet.settings import Settings
 
 PEERS = ("litellm[proxy]==1.106.12", "ray[serve]==2.60.0")
+KEY = f"sk-{secrets.token_hex(24)}"
+"""LiteLLM starts with none that is weak; the others take any."""
 FLIGHT = 32
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 HERE = Path(__file__).parent
@@ -44,7 +48,7 @@ PATIENCE_S = 300
 WRK = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-bench"
+wrk.headers["Authorization"] = "Bearer %s"
 wrk.body = [==[%s]==]
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
@@ -77,7 +81,7 @@ Door = Callable[[Path], AbstractAsyncContextManager[str]]
 @contextlib.asynccontextmanager
 async def mock(folder: Path) -> AsyncIterator[str]:
     """The upstream itself."""
-    port = free_port()
+    port = _port()
     async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
         yield f"http://127.0.0.1:{port}"
 
@@ -87,13 +91,14 @@ def litellm(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         async with mock(folder) as upstream:
             said = {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
             config = folder / "litellm.json"  # JSON is YAML
             config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
             command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
             env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+            env["LITELLM_MASTER_KEY"] = KEY
             async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
                 yield f"http://127.0.0.1:{port}"
 
@@ -105,7 +110,7 @@ def ray(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = free_port()
+        port = _port()
         command = [str(python), str(HERE / "ray_echo.py"), str(port)]
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         try:
@@ -139,6 +144,11 @@ async def _child(
         await process.stop()
 
 
+def _port() -> int:
+    """A free port that the system gives nobody meanwhile: some doors take a minute to listen on it."""
+    return free_port(random.randrange(18_000, 28_000))
+
+
 # ------------------------------------------------------------------ measuring
 
 
@@ -147,7 +157,7 @@ async def measure(door: Door, seconds: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="modelnet-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         script = folder / "chat.lua"
-        script.write_text(WRK % json.dumps(CHAT))
+        script.write_text(WRK % (KEY, json.dumps(CHAT)))
         async with door(folder) as url:
             try:
                 await _until_answered(url)
@@ -183,7 +193,7 @@ async def _until_answered(url: str) -> None:
     def ask() -> str:
         body = json.dumps(CHAT).encode()
         asked = urllib.request.Request(
-            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         )
         with urllib.request.urlopen(asked, timeout=10) as answer:
             said: str = json.load(answer)["choices"][0]["message"]["content"]
