@@ -77,11 +77,12 @@ function byCapability() {
       group.members.push({ worker, served, pulse: picture.pulses.get(worker.id) || NOTHING });
     }
   }
-  const found = [...groups.values()].sort((a, b) => a.pattern.localeCompare(b.pattern));
-  for (const group of found) group.members.sort((a, b) => a.worker.id.localeCompare(b.worker.id, "en", { numeric: true }));
+  const found = [...groups.values()].sort((a, b) => names.compare(a.pattern, b.pattern));
+  for (const group of found) group.members.sort((a, b) => names.compare(a.worker.id, b.worker.id));
   return found;
 }
 
+const names = new Intl.Collator("en", { numeric: true });
 const NOTHING = { running: 0, queued: 0, won: 0, earned: 0 };
 
 function Capability({ group, first, opened }) {
@@ -99,7 +100,7 @@ function Capability({ group, first, opened }) {
     <summary>
       <span class="name">${group.pattern}</span>
       <span class="facts"><span class="num">${running}</span> of <span class="num">${slots}</span> busy · ${span} · ${count(live.length, "worker")}</span>
-      <${Field} members=${group.members} />
+      ${group.members.length > 1 && html`<${Field} shades=${group.members.slice(0, 400).map(({ worker, pulse }) => shade(worker, pulse)).join(" ")} />`}
     </summary>
     ${open &&
     html`<div class="scroll" tabindex="0" role="region" aria-label=${`Workers for ${group.pattern}`}>
@@ -119,9 +120,10 @@ function Capability({ group, first, opened }) {
 }
 
 /** One mark a worker, shaded by its load. What it tells stands in the table too. */
-function Field({ members }) {
-  if (members.length < 2) return null;
-  return html`<span class="field" aria-hidden="true">${members.slice(0, 400).map(({ worker, pulse }) => html`<i key=${worker.id} class=${shade(worker, pulse)}></i>`)}</span>`;
+class Field extends Still {
+  render({ shades }) {
+    return html`<span class="field" aria-hidden="true">${shades.split(" ").map((one) => html`<i class=${one}></i>`)}</span>`;
+  }
 }
 
 function shade(worker, pulse) {
