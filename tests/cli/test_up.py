@@ -33,7 +33,7 @@ def test_it_goes_on_where_it_stopped_and_leaves_no_orphans(tmp_path: Path) -> No
 
     up = start_up(tmp_path, "--worker", "examples/upper.py")
     first = read_until_ready(up)
-    assert set(first) == {"MODELNET_URL", "MODELNET_REDIS_URL"}
+    assert set(first) == {"MODELNET_URL", "MODELNET_REDIS_URL", "MODELNET_GATEWAY_URL"}
     assert command("submit", "text.upper", "-i", '{"text": "kept"}', "--id", "kept").returncode == 0
     busy = command("up", "--data", str(tmp_path), "--worker", "examples/upper.py")
     assert busy.returncode == 1
