@@ -20,6 +20,7 @@ from modelnet.cli import (
     reputation,
     tasks,
     tenants,
+    top,
     trace,
 )
 
@@ -61,6 +62,7 @@ for command in (
     batch.batch,
     network.work,
     network.workers,
+    top.top,
     network.drain,
     mcp.mcp,
     network.capabilities,

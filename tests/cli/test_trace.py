@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from modelnet.cli.trace import _show, trace_object
+from modelnet.cli.trace import _show
 from modelnet.client import TaskTrace
 from modelnet.messages import Final, Planned, Transcript
+from modelnet.telling import trace_object
 from tests.cli.test_stream import final
 from tests.market.table import Table
 from tests.market.table import transcript as transcript_of

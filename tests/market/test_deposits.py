@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet.cli.trace import ending, why
 from modelnet.market import State, Terms, differences
 from modelnet.market.commands import Command, HoldDeposit, Record, SendAward
 from modelnet.market.decision import decide
 from modelnet.market.scoring import Offered, most_settled, payment, rank, settled_payment
 from modelnet.market.settlement import payment_differences
 from modelnet.messages import Awarded, Bid, CancelAsked, Final, Transcript
+from modelnet.telling import ending, why
 from tests.market.table import Table, entry, final, one, some, transcript
 
 DEPOSIT = 200

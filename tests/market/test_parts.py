@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet.cli.trace import ending
 from modelnet.market.scoring import part_payment
 from modelnet.messages import Awarded, CancelAsked
+from modelnet.telling import ending
 from tests.market.table import Table, awarded, code, entry, final, finished
 
 

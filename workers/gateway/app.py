@@ -28,6 +28,7 @@ from modelnet.ready import Readiness
 from modelnet.settings import Settings
 from modelnet.store.tenants import Tenants
 
+from .console import console
 from .entrance import Entrance
 from .keys import Keys
 from .lobby import Lobby, Room, lobby_of
@@ -41,7 +42,7 @@ log = structlog.get_logger("gateway")
 
 def default_rooms() -> tuple[Room, ...]:
     """The rooms of every gateway, by protocol."""
-    rooms = (openai_room(),)
+    rooms: tuple[Room, ...] = (openai_room(), console())
     try:
         from .agents import agents_room
     except ModuleNotFoundError as missing:
