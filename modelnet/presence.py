@@ -30,7 +30,7 @@ __all__ = ["Presence"]
 
 log = structlog.get_logger("presence")
 
-PATIENCE_S = 0.25
+PATIENCE_S = 1.0
 """While it opens: the wait for one more worker to answer the roll call."""
 
 

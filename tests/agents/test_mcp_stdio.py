@@ -15,6 +15,7 @@ from mcp import Client, StdioServerParameters
 from mcp_types import ToolListChangedNotification
 
 from tests.agents.conftest import Worker, soon
+from tests.agents.test_mcp_http import offered
 from tests.cli.conftest import MODELNET, ROOT
 from tests.network.stage import PATIENCE_S, Network, until
 
@@ -77,6 +78,7 @@ async def test_the_clients_whole_round(network: Network, worker: Worker, mode: s
 
 async def test_a_hundred_calls_at_once(network: Network, worker: Worker) -> None:
     async with client(network, "auto") as net:
+        await offered(net, "test__slow")
         calls = [asyncio.create_task(net.call_tool("test__slow", {"text": str(n)})) for n in range(100)]
         for _ in range(100):
             await soon(worker.started)
