@@ -65,7 +65,7 @@ def examine(attempt: Attempt, last: m.Output | m.Failure | None) -> None:
         report.expect("W24", violation is None, f"the output breaks the contract: {violation}")
     if desk.served.continues:
         begun = award.resume.text if award.resume else ""
-        text = begun + "".join(event.text for event in known if isinstance(event, m.Delta))
+        text = begun + "".join(event.text for event in known if isinstance(event, m.Delta) and event.index == 0)
         report.expect("W25", text == last.output.get("text"), "the deltas joined are not the output's text")
 
 

@@ -137,7 +137,7 @@ async def _told(task: TaskHandle, closing: asyncio.Event) -> AsyncIterator[bytes
             coming.cancel()
             with contextlib.suppress(asyncio.CancelledError, ModelnetError, StopAsyncIteration):
                 await coming
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
 
 def _said(event: str, data: dict[str, Any]) -> bytes:
