@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from modelnet.messages import Beat, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
+from modelnet.messages import Beat, Bid, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
 
 from .calibration import load_class
 from .claims import Claims
@@ -54,6 +54,15 @@ class Invited(NamedTuple):
     """False: a shortlist of those that could answer."""
 
 
+class _Heard(NamedTuple):
+    """A worker's last standing offer for something on its card."""
+
+    at: float
+    offer: Offer
+    bid: Bid | None
+    """The bid that it stands for; None if it names no price."""
+
+
 @dataclass(slots=True)
 class _Entry:
     card: WorkerCard
@@ -66,8 +75,8 @@ class _Entry:
     draining: bool = False
     offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
     """By capability asked for: what the worker serves it with."""
-    offers: dict[str, tuple[float, Offer]] = field(default_factory=dict)
-    """By pattern of its card: its last standing offer, and when that came."""
+    offers: dict[str, _Heard] = field(default_factory=dict)
+    """By pattern of its card."""
 
     estimated: dict[str, tuple[TrackRecord, float, int, Candidate]] = field(default_factory=dict)
     """By capability: the worker as a candidate, and the record, the beat and the load that this follows from."""
@@ -175,7 +184,7 @@ class Directory:
         entry = self._live.get(offer.worker)
         if entry is None or all(offer.capability != served.pattern for served in entry.card.capabilities):
             return
-        entry.offers[offer.capability] = now, offer
+        entry.offers[offer.capability] = _Heard(now, offer, _standing_bid(offer))
         for capability, shortlist in self._shortlists.items():
             self._enlist(shortlist, capability, entry, has_room=offer.free > 0)
 
@@ -192,8 +201,8 @@ class Directory:
         if served is None:
             return
         known = self._records.quality(entry.card.worker, capability, served.quality, entry.seen)
-        _, offer = entry.offers.get(served.pattern, (0.0, None))
-        worth = standing_worth(offer, known.quality)
+        heard = entry.offers.get(served.pattern)
+        worth = standing_worth(heard.offer if heard is not None else None, known.quality)
         shortlist.put(entry.card.worker, worth, has_room=has_room and not entry.draining)
 
     def _shortlist(self, capability: str) -> Shortlist:
@@ -211,19 +220,18 @@ class Directory:
         if worker in self._live:
             self.claims.hear(worker, (claim.tenant, claim.task, claim.attempt), claim.p90_ms, now)
 
-    def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Offer]]:
-        """The fresh offers of those of the candidates that name a price and have room beside what they were awarded."""
+    def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Bid]]:
+        """The fresh offers, as bids, of those of the candidates that name a price and have room beside what they were
+        awarded."""
         found = []
         for candidate in candidates:
             entry = self._live.get(candidate.worker)
             served = entry.serves(task.capability) if entry is not None else None
-            if entry is None or served is None or served.pattern not in entry.offers:
+            heard = entry.offers.get(served.pattern) if entry is not None and served is not None else None
+            if heard is None or heard.bid is None or now - heard.at > self._offer_fresh_s:
                 continue
-            at, offer = entry.offers[served.pattern]
-            if offer.price is None or now - at > self._offer_fresh_s:
-                continue
-            if offer.free > self.claims.since(candidate.worker, at, now):
-                found.append((candidate, offer))
+            if heard.bid.free > self.claims.since(candidate.worker, heard.at, now):
+                found.append((candidate, heard.bid))
         return found
 
     def free(self, capability: str) -> tuple[int, int]:
@@ -348,3 +356,18 @@ class Directory:
                 self._kept.clear()
             self._kept[capability] = found
         return found
+
+
+def _standing_bid(offer: Offer) -> Bid | None:
+    """An offer without room is none, and a bid of no auction."""
+    if offer.price is None or not offer.free:
+        return None
+    return Bid.model_construct(
+        auction="",
+        worker=offer.worker,
+        price=offer.price,
+        p50_ms=offer.p50_ms,
+        p90_ms=max(offer.p90_ms, offer.p50_ms),
+        first_ms=offer.first_ms,
+        free=offer.free,
+    )

@@ -30,7 +30,6 @@ from modelnet.messages import (
     ErrorInfo,
     Features,
     Final,
-    Offer,
     Refusal,
     Settlement,
     Task,
@@ -120,13 +119,13 @@ class Negotiation(Undertaking):
         journal: Journal = (),
         charged: bool = False,
         plan: Plan = _AUCTION,
-        standing: Callable[[Sequence[Candidate]], Sequence[tuple[Candidate, Offer]]] = lambda _: (),
+        standing: Callable[[Sequence[Candidate]], Sequence[tuple[Candidate, Bid]]] = lambda _: (),
     ) -> None:
         """`age_s`: how long ago the server stamped the task. `charged`: whether its tenant's money must be held before
         an award. `plan`: `spot`, or an auction.
 
         `find(auction, excluded, caller)` gives the workers to ask now, among them the one whose slot became free;
-        `standing(candidates)` the standing offers of those that have room.
+        `standing(candidates)` the standing offers of those that have room, as bids.
         """
         super().__init__(task, negotiator=negotiator, now=now, age_s=age_s)
         self._plan, self._standing = plan, standing
@@ -288,19 +287,10 @@ class Negotiation(Undertaking):
         asked = () if everybody else tuple(candidate.worker for candidate in found)
         return [AskForBids(request, asked), *funds, StartTimer("window", self._auction.id, window_s)]
 
-    def _take_offer(self, id: str, offers: Sequence[tuple[Candidate, Offer]], now: float) -> list[Command]:
+    def _take_offer(self, id: str, offers: Sequence[tuple[Candidate, Bid]], now: float) -> list[Command]:
         """An auction in which nobody is asked: the standing offers are the bids."""
         self._auction = auction = Auction(id, [candidate for candidate, _ in offers], settled=True, now=now)
-        for candidate, offer in offers:
-            assert offer.price is not None
-            bid = Bid.model_construct(
-                auction=auction.id,
-                worker=candidate.worker,
-                price=offer.price,
-                p50_ms=offer.p50_ms,
-                p90_ms=max(offer.p90_ms, offer.p50_ms),
-                free=offer.free,
-            )
+        for _, bid in offers:
             auction.take(bid, None)
         return [*self._funds.ask(self._deadline - now), *self._close("offers", now)]
 

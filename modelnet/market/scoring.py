@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import NormalDist
 
 from modelnet.messages import Bid, ScoredBid, Task
@@ -174,9 +175,17 @@ def rank(task: str, terms: Terms, bids: list[Offered]) -> list[ScoredBid]:
     Scores are compared in whole micro-credits, the smallest sum there is: a microsecond's difference in a claimed time
     must not send every task to the same worker.
     """
-    scored = [score(terms, offered) for offered in bids]
-    scored.sort(key=lambda b: (not b.eligible, -round(b.score), tie_break(task, b.worker)))
-    return scored
+
+    def place(bid: ScoredBid) -> tuple[bool, int]:
+        return not bid.eligible, -round(bid.score)
+
+    ranking: list[ScoredBid] = []
+    for _, group in groupby(sorted((score(terms, offered) for offered in bids), key=place), key=place):
+        equals = list(group)
+        if len(equals) > 1:
+            equals.sort(key=lambda bid: tie_break(task, bid.worker))
+        ranking += equals
+    return ranking
 
 
 def believable(terms: Terms, bids: list[ScoredBid]) -> list[ScoredBid]:

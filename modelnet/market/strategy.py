@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelnet.messages import Offer, Strategy, StrategyKind, Task
+from modelnet.messages import Bid, Strategy, StrategyKind, Task
 
 from .directory import Candidate
 from .scoring import chance_and_time_s
@@ -41,8 +41,8 @@ class View:
 
     candidates: Sequence[Candidate]
     """Those that may answer."""
-    offers: Sequence[tuple[Candidate, Offer]]
-    """Standing offers of those with a free slot."""
+    offers: Sequence[tuple[Candidate, Bid]]
+    """Standing offers of those with a free slot, as bids."""
     free: int
     """Free slots of the capability."""
     slots: int
@@ -113,7 +113,7 @@ def _automatic(task: Task, view: View) -> tuple[StrategyKind, str]:
     """By stakes, size and load, in this order."""
     if not view.offers:
         return "auction", "no standing offer with a free slot"
-    prices = [offer.price for _, offer in view.offers if offer.price is not None]
+    prices = [offer.price for _, offer in view.offers]
     dearest = max(prices)
     sure = max(candidate.quality for candidate in view.candidates)
     if task.min_quality > sure and view.owners >= WIDTH["panel"] and task.budget >= WIDTH["panel"] * dearest:

@@ -57,9 +57,9 @@ class _Blank(NamedTuple):
 def _blank(part: type[BaseModel]) -> _Blank:
     fields = part.model_fields.items()
     return _Blank(
-        {name: None if field.is_required() else field.default for name, field in fields},
-        {name: cast("Callable[[], Any]", field.default_factory) for name, field in fields if field.default_factory},
-        frozenset(name for name, field in fields if field.is_required()),
+        {name: None if f.is_required() else f.default for name, f in fields},
+        {name: cast("Callable[[], Any]", f.default_factory) for name, f in fields if f.default_factory},
+        frozenset(name for name, f in fields if f.is_required()),
     )
 
 
@@ -80,8 +80,9 @@ class Part(BaseModel):
         for name, make in made.items():
             if name not in values:
                 fields[name] = make()
-        for name in required - values.keys():
-            del fields[name]
+        if not required <= values.keys():
+            for name in required - values.keys():
+                del fields[name]
         message = cls.__new__(cls)
         object.__setattr__(message, "__dict__", fields)
         object.__setattr__(message, "__pydantic_fields_set__", set(values) if _fields_set is None else _fields_set)

@@ -27,7 +27,6 @@ from modelnet.messages import (
     Features,
     Final,
     JournalEntry,
-    Offer,
     Planned,
     Refusal,
     Resume,
@@ -134,9 +133,9 @@ class Table:
     def _find(self, auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
         return Invited([c for c in self.workers.values() if c.worker not in excluded], self.settled, self.everybody)
 
-    def _standing(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offer]]:
+    def _standing(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Bid]]:
         offered = {
-            worker: Offer(worker=worker, capability="a.b", price=price, p50_ms=10, p90_ms=20, free=1)
+            worker: Bid(auction="a", worker=worker, price=price, p50_ms=10, p90_ms=20, free=1)
             for worker, price in self.offers.items()
         }
         return [(candidate, offered[candidate.worker]) for candidate in candidates if candidate.worker in offered]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelnet.market import Candidate, Plan, View, choose
-from modelnet.messages import Offer, Task, digest_of
+from modelnet.messages import Bid, Task, digest_of
 
 CONTRACT = digest_of("contract")
 
@@ -19,9 +19,9 @@ def view(*workers: tuple[str, int | None], p50_ms: float = 1000.0, free: int = 8
     offers = [
         (
             candidate,
-            Offer(
+            Bid(
+                auction="a",
                 worker=name,
-                capability="a.b",
                 price=price,
                 p50_ms=p50_ms,
                 p90_ms=given.get("p90_ms", p50_ms * 1.5),

@@ -40,6 +40,7 @@ from modelnet.market import commands as cmd
 from modelnet.messages import (
     Awarded,
     Beat,
+    Bid,
     CancelAttempt,
     Done,
     ErrorInfo,
@@ -285,7 +286,7 @@ class Negotiator:
             now = time.monotonic()
             return self._directory.invite(task, auction, excluded, now, accepts=accepts, caller=caller)
 
-        def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offer]]:
+        def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Bid]]:
             return self._directory.standing(task, candidates, time.monotonic())
 
         return Negotiation(
