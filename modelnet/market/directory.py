@@ -135,10 +135,9 @@ class Directory:
     def learn_contracts(self, contracts: Iterable[Contract]) -> None:
         """Note contracts from the catalogue."""
         for contract in contracts:
-            if contract.digest not in self._contracts:
-                self._contracts[contract.digest] = contract
-                self._patterns.add(contract.capability)
-                self._kept.clear()
+            self._contracts[contract.digest] = contract
+            self._patterns.add(contract.capability)
+        self._kept.clear()
 
     def contract(self, digest: str) -> Contract | None:
         """The contract of this digest, if it was ever announced."""
