@@ -24,6 +24,8 @@ from modelnet.settings import settings
 
 __all__ = ["load_app", "load_file", "main", "run_app"]
 
+MODELS = "workers.vllm"
+"""Who serves the models of a TOML file."""
 EXIT_S = 5.0
 ORPHAN_S = 8.0
 """A process whose parent is gone has this long to end by itself."""
@@ -31,7 +33,7 @@ ORPHAN_S = 8.0
 
 def load_app(path: str) -> FastStream:
     """The app at `package.module:name`, or that of a file ending in `.py`. Raises `UsageError`."""
-    if path.endswith(".py"):
+    if path.endswith((".py", ".toml")):
         return load_file(Path(path))
     name, _, attribute = path.partition(":")
     try:
@@ -45,13 +47,19 @@ def load_app(path: str) -> FastStream:
 
 
 def load_file(path: Path, name: str | None = None) -> FastStream:
-    """The app of a worker's file: all its `Worker` objects, or the FastStream app that it makes itself.
+    """The app of a worker's file: all its `Worker` objects, or the FastStream app that it makes itself; of a TOML file
+    the models that it names.
 
     `name`: the worker's id, instead of the one it gives itself. Raises `UsageError` if the file does not import or
     declares no worker.
     """
     from modelnet.worker import Worker, worker_app
 
+    if path.suffix == ".toml":
+        if name is not None:
+            raise UsageError(f"{path} names its models itself: a name for each stands there")
+        app: FastStream = importlib.import_module(MODELS).make_app(path)
+        return app
     found = list(vars(_import_file(path)).values())
     workers = list({id(value): value for value in found if isinstance(value, Worker)}.values())
     if name is not None:

@@ -221,6 +221,26 @@ class Worker:
             self._leaving = asyncio.create_task(self._leave())
         await self._leaving
 
+    async def pause(self, why: str) -> None:
+        """Take nothing and hand on what is in hand, until `resume`: what answers here is out of order."""
+        self._obey(self._attempts.drain())
+        log.warning("worker_paused", worker=self.id, reason=why, running=len(self._executions))
+        for key, execution in list(self._executions.items()):
+            execution.hand_on(self._jobs[key], why)
+        await self._tell_state()
+
+    async def resume(self) -> None:
+        """Bid again."""
+        if self._leaving is None:
+            self._attempts.draining = False
+            log.info("worker_resumed", worker=self.id)
+            await self._tell_state()
+
+    async def _tell_state(self) -> None:
+        if self._joined and self._bus.is_connected:
+            await self._beat()
+            await self._offer()
+
     async def _leave(self) -> None:
         self._obey(self._attempts.drain())
         if self._joined:
@@ -479,7 +499,10 @@ class Worker:
             bid=self._bidding.made(award),
         )
         bodies = Bodies(self._bus, self._settings)
-        return Execution(award, served, context, self._outbox, bodies, pool=self._threads)
+        return Execution(award, served, context, self._outbox, bodies, pool=self._threads, crowd=self._crowd)
+
+    def _crowd(self) -> int:
+        return len(self._executions)
 
     async def _work(self, key: Key, award: m.Award) -> None:
         execution = self._execution(award)

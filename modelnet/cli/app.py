@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelnet import __version__
-from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, network, reputation, tasks, trace
+from modelnet.cli import accounts, audit, backup, batch, dlq, doctor, models, network, reputation, tasks, trace
 
 __all__ = ["app"]
 
@@ -62,3 +62,4 @@ for command in (
     app.command()(command)
 
 app.add_typer(dlq.dlq, name="dlq")
+app.add_typer(models.models, name="models")

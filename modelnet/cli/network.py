@@ -113,7 +113,7 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
 
 
 def work(
-    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker.")],
+    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker, or a TOML file of models.")],
     name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
     url: Url = None,
 ) -> None:

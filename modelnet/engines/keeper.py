@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 STALL_S = 120.0
 """An engine that has work and makes no step for so long hangs. A step takes seconds at most, the first few, in which
 kernels are compiled, a minute or two."""
-LOOK_S = 0.25
+LOOK_S = 1.0
 CLOSE_S = 30.0
 """One that cannot be closed in this time cannot be replaced: a thread of this process hangs in it."""
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0, 60.0)
@@ -59,6 +59,11 @@ class KeptEngine:
     def current(self) -> Engine:
         """The engine that runs now, or ran last."""
         return self._engine
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is one that runs, as far as is known."""
+        return not self._down
 
     @property
     def model(self) -> str:
@@ -137,7 +142,8 @@ class KeptEngine:
         steps, since = None, time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._alarm.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # Python 3.11's wait_for may swallow a cancellation
+                    await self._alarm.wait()
             self._alarm.clear()
             state, now = self._engine.state(), time.monotonic()
             if state.steps is None or state.steps != steps or not state.running + state.waiting:

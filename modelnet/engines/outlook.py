@@ -30,6 +30,10 @@ class Outlook:
         """Tokens of each answer at work; 0 before the first."""
         self._ended = 0
 
+    def forget_cached(self) -> None:
+        """The engine began anew: its cache is empty."""
+        self._caches.clear()
+
     def recall(self) -> bool:
         """Whether there was something to begin with from an earlier run."""
         return self._experience.recall(self._predictor)

@@ -105,6 +105,9 @@ def write_calling(path: Path) -> Folder:
     return folder
 
 
+ADAPTED = ("q_proj", "v_proj", "o_proj")
+
+
 def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
     """A LoRA adapter of a base of random weights, and the whole model that it makes of it, in float32."""
     random = np.random.default_rng(seed)
@@ -115,7 +118,7 @@ def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
     weights = {name: cut(values) for name, values in _random_tensors(base, 0).items()}
     parts: dict[str, NDArray[Any]] = {}
     for n in range(LAYERS):
-        for module in ("q_proj", "v_proj"):
+        for module in ADAPTED:
             name = f"model.layers.{n}.self_attn.{module}"
             out, inner = weights[f"{name}.weight"].shape
             a, b = cut(random.normal(0, 0.3, (rank, inner))), cut(random.normal(0, 0.3, (out, rank)))
@@ -130,7 +133,7 @@ def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
         "base_model_name_or_path": base.name,
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": list(ADAPTED),
         "bias": "none",
     }
     (adapter / "adapter_config.json").write_text(json.dumps(config))
