@@ -145,8 +145,8 @@ async def stage(
             await network.negotiator()
             await network.join(*(one.worker for one in served))
             for one in served:  # so that both know what their steps take
-                for _ in range(12):
-                    await ask(network, chat("the quick brown fox " * 20), require={"worker": one.worker.id})
+                for n in range(12):
+                    await ask(network, chat(f"{n} the quick brown fox " * 20 * n), require={"worker": one.worker.id})
             yield network
     finally:
         for one in served:
@@ -160,7 +160,7 @@ async def test_conversations_come_home(stage: Network) -> None:
     cached = prompts = 0
     for conversation in range(6):
         began_at = f"twin-{'ab'[conversation % 2]}"
-        turns = [f"{conversation} " + "over the lazy dog " * 60]
+        turns = [f"{conversation} " + "over the lazy dog " * 300]
         for turn in range(4):
             placed: Json = {"require": {"worker": began_at}} if turn == 0 else {}
             final = await ask(stage, chat(*turns), budget=100_000, value_of_time=1e6, **placed)
@@ -196,7 +196,7 @@ async def test_what_was_predicted_and_what_came_stand_in_the_trace(stage: Networ
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 async def test_tenants_share_no_cache(stage: Network) -> None:
-    prompt = chat("brown fox jumps over " * 60)
+    prompt = chat("brown fox jumps over " * 100)
     home = {"require": {"worker": "twin-a"}}
     config = stage.config.model_copy(update={"tenant": "other"})
     async with Network(config) as other:
