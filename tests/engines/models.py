@@ -11,7 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, INNER, CONTEXT = 64, 2, 1, 32, 2, 128, 2048
+CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a model is."""
+
+    hidden: int = 64
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 32
+    layers: int = 2
+    inner: int = 128
+    context: int = CONTEXT
+
+
+TINY = Shape()
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 
@@ -41,13 +57,13 @@ class Folder:
         return int(token)
 
 
-def write_random(path: Path, *, seed: int = 0, chat: bool = True) -> Folder:
+def write_random(path: Path, *, seed: int = 0, chat: bool = True, shape: Shape = TINY) -> Folder:
     """Tied embeddings and bf16."""
-    folder = _write_texts(path, tied=True, chat=chat)
+    folder = _write_texts(path, tied=True, chat=chat, shape=shape)
     random = np.random.default_rng(seed)
     vocab = folder.tokenizer.get_vocab_size()
-    tensors = _layers(lambda *shape: random.normal(0, 4 / np.sqrt(shape[-1]), shape))
-    tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, HIDDEN))
+    tensors = _layers(shape, lambda *size: random.normal(0, 4 / np.sqrt(size[-1]), size))
+    tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, shape.hidden))
     tensors["model.embed_tokens.weight"][:2] = 0  # the special tokens are never the likeliest
     write_safetensors(path / "model.safetensors", tensors)
     return folder
@@ -55,17 +71,17 @@ def write_random(path: Path, *, seed: int = 0, chat: bool = True) -> Folder:
 
 def write_chain(path: Path) -> Folder:
     """Its layers add nothing; its head maps a token to its successor in `CHAIN`, the last to the end of text."""
-    folder = _write_texts(path, tied=False, chat=False)
+    folder = _write_texts(path, tied=False, chat=False, shape=TINY)
     vocab = folder.tokenizer.get_vocab_size()
-    embed = np.random.default_rng(1).choice([-1.0, 1.0], (vocab, HIDDEN))
-    head = np.zeros((vocab, HIDDEN))
+    embed = np.random.default_rng(1).choice([-1.0, 1.0], (vocab, TINY.hidden))
+    head = np.zeros((vocab, TINY.hidden))
     ids = [folder.byte_id(byte) for byte in CHAIN.encode()] + [1]
     assert len(set(ids)) == len(ids)
     for this, following in itertools.pairwise(ids):
         head[following] = embed[this]
     ping, pong = (folder.byte_id(ord(char)) for char in LOOP)
     head[pong], head[ping] = embed[ping], embed[pong]
-    tensors = _layers(lambda *shape: np.zeros(shape))
+    tensors = _layers(TINY, lambda *size: np.zeros(size))
     write_safetensors(
         path / "model.safetensors", {**tensors, "model.embed_tokens.weight": embed, "lm_head.weight": head}
     )
@@ -87,26 +103,26 @@ def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(blobs))
 
 
-def _layers(draw: Any) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {"model.norm.weight": np.ones(HIDDEN)}
-    shapes = {
-        "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
+def _layers(shape: Shape, draw: Any) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {"model.norm.weight": np.ones(shape.hidden)}
+    sizes = {
+        "self_attn.q_proj": (shape.heads * shape.head_dim, shape.hidden),
+        "self_attn.k_proj": (shape.kv_heads * shape.head_dim, shape.hidden),
+        "self_attn.v_proj": (shape.kv_heads * shape.head_dim, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, shape.heads * shape.head_dim),
+        "mlp.gate_proj": (shape.inner, shape.hidden),
+        "mlp.up_proj": (shape.inner, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.inner),
     }
-    for n in range(LAYERS):
-        for name, shape in shapes.items():
-            tensors[f"model.layers.{n}.{name}.weight"] = draw(*shape)
+    for n in range(shape.layers):
+        for name, size in sizes.items():
+            tensors[f"model.layers.{n}.{name}.weight"] = draw(*size)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{n}.{name}.weight"] = np.ones(HIDDEN)
+            tensors[f"model.layers.{n}.{name}.weight"] = np.ones(shape.hidden)
     return tensors
 
 
-def _write_texts(path: Path, *, tied: bool, chat: bool) -> Folder:
+def _write_texts(path: Path, *, tied: bool, chat: bool, shape: Shape) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -123,14 +139,14 @@ def _write_texts(path: Path, *, tied: bool, chat: bool) -> Folder:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
         "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": shape.context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,
@@ -142,7 +158,7 @@ def _write_texts(path: Path, *, tied: bool, chat: bool) -> Folder:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "model_max_length": CONTEXT,
+        "model_max_length": shape.context,
     }
     if chat:
         texts["chat_template"] = CHAT_TEMPLATE
