@@ -58,6 +58,9 @@ class Answer:
     tokens: int
 
 
+Player = Callable[[list[tuple[float, str]]], Awaitable[list[Answer]]]
+"""Plays a load on one side."""
+
 Ask = Callable[[str], Awaitable[tuple[float, float, int]]]
 """A prompt's answer: when its first token was there, when its last, on time.perf_counter, and how many there were."""
 
@@ -271,7 +274,7 @@ async def run(folder: Path, rounds: int, requests: int, sides: tuple[str, ...], 
         peak = statistics.median(full) / ANSWER_TOKENS
         found: Measured = {side: {share: [] for share in SHARES} for side in sides}
 
-        async def all_rates(players: dict[str, Callable[[list[tuple[float, str]]], Awaitable[list[Answer]]]]) -> None:
+        async def all_rates(players: dict[str, Player]) -> None:
             for number in range(rounds):
                 for place, share in enumerate(SHARES):
                     work = load(1000 * number + place, requests, peak * share)
@@ -283,7 +286,7 @@ async def run(folder: Path, rounds: int, requests: int, sides: tuple[str, ...], 
             return await asyncio.to_thread(direct.play, work)
 
         async with network(folder, engine) as ask_network:
-            players = {"direct": direct_play, "modelnet": lambda work: play(ask_network, work)}
+            players: dict[str, Player] = {"direct": direct_play, "modelnet": lambda work: play(ask_network, work)}
             await play(ask_network, load(98, requests, float("inf")))
             if "vllm serve" in sides:
                 async with serve(folder) as ask_serve:
