@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from modelnet.engines.base import (
     Ability,
     Chunk,
-    EngineError,
     EngineState,
     EngineUnavailable,
     FinishReason,
@@ -26,8 +25,9 @@ from modelnet.engines.base import (
 )
 from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
+from modelnet.engines.pooling import Pooler, PoolRequest
 from modelnet.engines.prompts import checked_token_ids
-from modelnet.engines.stepping import StepThread
+from modelnet.engines.stepping import Item, StepThread
 from modelnet.engines.steps import StepModel
 from modelnet.engines.thread_engine import ThreadEngine
 from modelnet.engines.tokenizer import FolderTokenizer, TextStream
@@ -68,6 +68,7 @@ class NumpyCore:
 
     software = "NumPy"
     abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
+    pooler: Pooler | None = None
 
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:
         self.model = model
@@ -77,6 +78,7 @@ class NumpyCore:
         self._waiting: deque[_Request] = deque()
         self._running: dict[str, _Request] = {}
         self._meter = Meter()
+        self._steps = 0
         self._step_times = StepModel()
         self._llama: Llama | None = None
         self._tokenizer: FolderTokenizer | None = None
@@ -109,6 +111,9 @@ class NumpyCore:
         random = np.random.default_rng(sampling.seed)
         self._waiting.append(_Request(key, token_ids, sampling, text, random, time.monotonic()))
 
+    def pool(self, key: str, request: PoolRequest) -> None:
+        raise Unsupported("the NumPy engine has no pooling models")
+
     def abort(self, keys: Iterable[str]) -> None:
         gone = set(keys)
         self._waiting = deque(request for request in self._waiting if request.key not in gone)
@@ -118,8 +123,9 @@ class NumpyCore:
     def busy(self) -> bool:
         return bool(self._running or self._waiting)
 
-    def step(self) -> list[tuple[str, Chunk | EngineError]]:
+    def step(self) -> list[tuple[str, Item]]:
         assert self._llama is not None
+        self._steps += 1
         began = time.monotonic()
         while self._waiting and self._free:
             request = self._waiting.popleft()
@@ -134,7 +140,7 @@ class NumpyCore:
         prefill = sum(len(r.prompt_ids) for r in new)
         self._meter.prefill(prefill, now - began)
         self._step_times.learn(len(batch) - len(new), prefill, self._held(), now - began)
-        items: list[tuple[str, Chunk | EngineError]] = []
+        items: list[tuple[str, Item]] = []
         for request, row in zip(batch, logits, strict=True):
             if request.token_ids:
                 self._meter.token(now - request.last_token_at)
@@ -183,6 +189,7 @@ class NumpyCore:
             ttft_ms=self._meter.ttft_ms,
             decode_tokens_per_s=self._meter.decode_tokens_per_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            steps=self._steps,
             step_times=self._step_times,
         )
 

@@ -1,5 +1,6 @@
 """What every engine checks about a prompt, whatever tokenizer it has."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,25 @@ def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
             content = "".join(_text_part(n, part) for part in content)
         if content is not None and not isinstance(content, str):
             raise BadPrompt(f"the content of message {n} must be text, not {type(content).__name__}")
-        plain.append({**message, "content": content})
+        calls = [_with_arguments(n, call) for call in message.get("tool_calls") or ()]
+        plain.append({**message, "content": content, **({"tool_calls": calls} if calls else {})})
     if not plain:
         raise BadPrompt("a chat needs at least one message")
     return plain
+
+
+def _with_arguments(n: int, call: Any) -> dict[str, Any]:
+    """A call as templates expect it: its arguments as an object, where OpenAI's form has them as text."""
+    try:
+        function = call["function"]
+        arguments = function["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        if not isinstance(arguments, dict):
+            raise ValueError("they are no object")
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadPrompt(f"message {n} has a tool call without good arguments: {error}") from error
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _text_part(n: int, part: object) -> str:

@@ -1,6 +1,7 @@
 """Which engine runs a model."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,22 @@ _NUMPY_OPTIONS = ("max_model_len", "max_num_seqs")
 _log = structlog.get_logger(__name__)
 
 
-def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Engine:
+def open_engine(
+    model: str,
+    *,
+    kind: EngineKind = "auto",
+    tool_parser: str | None = None,
+    adapters: Mapping[str, str] | None = None,
+    max_loras: int = 4,
+    **options: Any,
+) -> Engine:
     """An engine for `model`, a local folder or a name vLLM can fetch, not yet started.
 
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
-    by machine and size. `options` are vLLM's engine arguments; NumPy knows max_model_len and max_num_seqs of them.
-    Raises `EngineUnavailable`, saying what to install.
+    by machine and size. `tool_parser`: vLLM's name of the syntax in which the model calls functions. `adapters`:
+    folders of LoRA adapters by name, `max_loras` of them loaded at once. `options` are vLLM's engine arguments; NumPy
+    knows max_model_len and max_num_seqs of them, and neither parsers nor adapters. Raises `EngineUnavailable`, saying
+    what to install.
     """
     if kind == "auto":
         kind = _choose(model)
@@ -38,6 +49,8 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
     if kind == "numpy":
         if unknown := sorted(options.keys() - set(_NUMPY_OPTIONS)):
             raise EngineUnavailable(f"the NumPy engine has no option {', '.join(unknown)}")
+        if adapters:
+            raise EngineUnavailable(f"{model} has LoRA adapters, which the NumPy engine does not know")
         # Read when NumPy is imported. Several BLAS threads on cores that others want made it five times slower.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         try:
@@ -48,8 +61,10 @@ def open_engine(model: str, *, kind: EngineKind = "auto", **options: Any) -> Eng
     if not vllm_available():
         raise EngineUnavailable(_install(f"{model} was to run on vLLM, which is not installed"))
     from modelnet.engines.vllm import VllmAsyncEngine, vllm_thread_engine
+    from modelnet.engines.vllm_model import VllmOptions
 
-    return vllm_thread_engine(model, **options) if kind == "vllm" else VllmAsyncEngine(model, **options)
+    chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras)
+    return vllm_thread_engine(model, chosen) if kind == "vllm" else VllmAsyncEngine(model, chosen)
 
 
 def _choose(model: str) -> EngineKind:

@@ -11,8 +11,12 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from modelnet.engines.base import Ability, Chunk, EngineError, EngineState, Prompt, Sampling
+from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 
-__all__ = ["StepCore", "StepThread"]
+__all__ = ["Item", "StepCore", "StepThread"]
+
+Item = Chunk | Pooled | EngineError
+"""What a step has for a request."""
 
 
 class StepCore(Protocol):
@@ -22,6 +26,8 @@ class StepCore(Protocol):
     software: str
     max_model_len: int
     abilities: frozenset[Ability]
+    pooler: Pooler | None
+    """Of a model that gives vectors or scores."""
 
     def load(self) -> None: ...
 
@@ -34,11 +40,14 @@ class StepCore(Protocol):
     def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
         """`token_ids`: the prompt's. Raises `EngineError`s of the request's own."""
 
+    def pool(self, key: str, request: PoolRequest) -> None:
+        """Begin a request that ends with a `Pooled`. Only where there is a `pooler`."""
+
     def abort(self, keys: Iterable[str]) -> None: ...
 
     def busy(self) -> bool: ...
 
-    def step(self) -> list[tuple[str, Chunk | EngineError]]: ...
+    def step(self) -> list[tuple[str, Item]]: ...
 
     def state(self) -> EngineState: ...
 

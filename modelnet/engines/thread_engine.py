@@ -18,12 +18,12 @@ from modelnet.engines.base import (
     Prompt,
     Sampling,
     Scores,
-    Unsupported,
     aborted,
     needed,
     require,
 )
-from modelnet.engines.stepping import StepCore, StepThread
+from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
+from modelnet.engines.stepping import Item, StepCore, StepThread
 
 __all__ = ["ThreadEngine"]
 
@@ -31,28 +31,36 @@ __all__ = ["ThreadEngine"]
 _INLINE_CHARS = 4096
 
 
-def _ends(item: Chunk | EngineError) -> bool:
-    return isinstance(item, EngineError) or item.finish_reason is not None
-
-
 @dataclass(slots=True)
 class _Stream:
     """A running request, as its consumer's side sees it. Touched on the event loop only."""
 
     key: str
-    items: asyncio.Queue[Chunk | EngineError] = field(default_factory=asyncio.Queue)
+    open: int = 1
+    """Answers that have not ended."""
+    items: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     aborted: bool = False
     finished: bool = False
 
-    def put(self, item: Chunk | EngineError) -> None:
+    def put(self, item: Item) -> None:
         if self.finished:
             return
         if isinstance(item, Chunk):
             self.completion_tokens = item.completion_tokens
-        self.finished = _ends(item)
+        if _ends_an_answer(item):
+            self.open -= 1
+        self.finished = self.open == 0 or isinstance(item, EngineError) or _is_abort(item)
         self.items.put_nowait(item)
+
+
+def _ends_an_answer(item: Item) -> bool:
+    return not isinstance(item, Chunk) or item.finish_reason is not None
+
+
+def _is_abort(item: Item) -> bool:
+    return isinstance(item, Chunk) and item.finish_reason == "abort"
 
 
 class ThreadEngine:
@@ -68,7 +76,8 @@ class ThreadEngine:
         self._by_key: dict[str, _Stream] = {}
         # A key of its own for each request: an id used again must not meet its predecessor's late output.
         self._keys = map(str, itertools.count(1))
-        self._live: set[str] = set()  # keys in the core; touched on the stepping thread only
+        # Keys in the core, and how many answers each has to come; touched on the stepping thread only.
+        self._live: dict[str, int] = {}
 
     @property
     def model(self) -> str:
@@ -108,10 +117,53 @@ class ThreadEngine:
         return self._core.decode(token_ids)
 
     async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
-        raise Unsupported(f"{self.model} makes no vectors as it is served here")
+        pooler = self._pooler("embed")
+        requests = await self._prepared(pooler.embed, texts, dimensions)
+        pooled = await self._pool(request_id, requests)
+        return Embeddings(
+            vectors=tuple(one.data for one in pooled), prompt_tokens=sum(one.prompt_tokens for one in pooled)
+        )
 
     async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
-        raise Unsupported(f"{self.model} ranks no documents as it is served here")
+        pooler = self._pooler("score")
+        requests = await self._prepared(pooler.score, query, documents)
+        pooled = await self._pool(request_id, requests)
+        return Scores(scores=pooler.scores(pooled), prompt_tokens=sum(one.prompt_tokens for one in pooled))
+
+    def _pooler(self, ability: Ability) -> Pooler:
+        self._require_alive()
+        require(self.abilities, frozenset({ability}), self.model)
+        assert self._core.pooler is not None
+        return self._core.pooler
+
+    async def _prepared(self, prepare: Callable[..., list[PoolRequest]], *args: Any) -> list[PoolRequest]:
+        requests = await asyncio.to_thread(prepare, *args)
+        self._require_alive()
+        return requests
+
+    async def _pool(self, request_id: str, requests: list[PoolRequest]) -> list[Pooled]:
+        """All at once: the engine batches them."""
+        if f"{request_id}#0" in self._streams:
+            raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
+        streams = {f"{request_id}#{n}": _Stream(next(self._keys)) for n in range(len(requests))}
+        for name, stream in streams.items():
+            self._streams[name] = self._by_key[stream.key] = stream
+        try:
+            for stream, request in zip(streams.values(), requests, strict=True):
+                self._thread.call(self._add_pooling, stream.key, request)
+            pooled = []
+            for stream in streams.values():
+                item = await stream.items.get()
+                if isinstance(item, EngineError):
+                    raise item
+                assert isinstance(item, Pooled)
+                pooled.append(item)
+            return pooled
+        finally:
+            for name, stream in streams.items():
+                del self._streams[name], self._by_key[stream.key]
+                if not stream.finished:
+                    self._thread.call(self._drop, stream.key)
 
     async def generate(
         self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
@@ -120,7 +172,7 @@ class ThreadEngine:
         require(self.abilities, needed(prompt, sampling), self.model)
         if request_id in self._streams:
             raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
-        stream = _Stream(next(self._keys))
+        stream = _Stream(next(self._keys), sampling.n)
         self._streams[request_id] = self._by_key[stream.key] = stream
         added = False
         try:
@@ -138,8 +190,9 @@ class ThreadEngine:
                 item = await stream.items.get()
                 if isinstance(item, EngineError):
                     raise item
+                assert isinstance(item, Chunk)
                 yield item
-                if item.finish_reason is not None:
+                if stream.finished and stream.items.empty():
                     return
         finally:
             del self._streams[request_id]
@@ -195,7 +248,7 @@ class ThreadEngine:
             own.__cause__ = error.__cause__
             stream.put(own)
 
-    def _deliver(self, items: list[tuple[str, Chunk | EngineError]]) -> None:
+    def _deliver(self, items: list[tuple[str, Item]]) -> None:
         for key, item in items:
             stream = self._by_key.get(key)
             if stream is not None:
@@ -216,7 +269,11 @@ class ThreadEngine:
             self._post(self._fail, dead)
             return
         if items:
-            self._live.difference_update(key for key, item in items if _ends(item))
+            for key, item in items:
+                if _ends_an_answer(item) and key in self._live:
+                    self._live[key] = 0 if isinstance(item, EngineError) else self._live[key] - 1
+                    if self._live[key] == 0:
+                        del self._live[key]
             self._post(self._deliver, items)
 
     def _add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
@@ -225,15 +282,24 @@ class ThreadEngine:
         except EngineError as error:
             self._post(self._deliver, [(key, error)])
         else:
-            self._live.add(key)
+            self._live[key] = sampling.n
+
+    def _add_pooling(self, key: str, request: PoolRequest) -> None:
+        assert self._core.pooler is not None
+        try:
+            self._core.pool(key, request)
+        except EngineError as error:
+            self._post(self._deliver, [(key, error)])
+        else:
+            self._live[key] = 1
 
     def _unload(self) -> None:
         self._live.clear()
         self._core.close()
 
     def _drop(self, key: str | None) -> None:
-        if key in self._live:
-            self._live.discard(key)
+        if key is not None and key in self._live:
+            del self._live[key]
             self._core.abort([key])
 
     def _post(self, function: Callable[[Any], None], argument: Any) -> None:

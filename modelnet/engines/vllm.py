@@ -26,53 +26,50 @@ from modelnet.engines.base import (
     Prompt,
     Sampling,
     Scores,
-    Unsupported,
     aborted,
     needed,
     require,
 )
-from modelnet.engines.stepping import StepThread
+from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
+from modelnet.engines.stepping import Item, StepThread
 from modelnet.engines.thread_engine import ThreadEngine
-from modelnet.engines.vllm_requests import Counter, Encoder, Probe, engine_args, sampling_params, token_input
-from modelnet.engines.vllm_setup import engine_options, prepare_environment, require_spawn_guard
+from modelnet.engines.vllm_adapters import Adapters
+from modelnet.engines.vllm_model import LoadedModel, VllmOptions
+from modelnet.engines.vllm_requests import Counter, Probe, engine_args, refused, token_input
+from modelnet.engines.vllm_setup import prepare_environment, require_spawn_guard
 
 __all__ = ["VllmAsyncEngine", "VllmCore", "vllm_thread_engine"]
 
 _vllm_thread = StepThread("vllm")
 
 
-def vllm_thread_engine(model: str, **options: Any) -> ThreadEngine:
-    """`options` are vLLM's engine arguments."""
+def vllm_thread_engine(model: str, options: VllmOptions) -> ThreadEngine:
+    """A model stepped in this process."""
     return ThreadEngine(VllmCore(model, options), _vllm_thread)
-
-
-def _encoder(engine: Any) -> Encoder:
-    config = engine.vllm_config.model_config
-    return Encoder(
-        engine.renderer.get_tokenizer(), max_model_len=config.max_model_len, vocab_size=config.get_vocab_size()
-    )
 
 
 class VllmCore:
     """LLMEngine as a `StepCore`."""
 
     software = "vLLM"
-    abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
 
     # EngineCore.shutdown tears down torch.distributed for the whole process, so only the last one out may do it.
     # Changed on the stepping thread only.
     _loaded = 0
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: VllmOptions) -> None:
         self.model = model
         self.max_model_len = 0
+        self.abilities: frozenset[Ability] = options.abilities
+        self.pooler: Pooler | None = None
         self._options = options
+        self._adapters = Adapters(options.adapters, options.max_loras, model)
         self._engine: Any = None
-        self._encoder: Encoder | None = None
+        self._loaded_model: LoadedModel | None = None
         self._probe = Probe()
         self._max_running = 0
         self._ids: dict[str, str] = {}  # our key -> the id vLLM made of it
-        self._counters: dict[str, Counter] = {}
+        self._counters: dict[str, Counter | None] = {}  # None: a pooling request
 
     def load(self) -> None:
         prepare_environment(self.model, in_process=True)
@@ -81,39 +78,63 @@ class VllmCore:
 
         if threads := os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(int(threads))  # torch may have been imported before the variable was set
-        engine = LLMEngine.from_engine_args(
-            engine_args(engine_options(self.model, self._options)), stat_loggers=self._probe.loggers()
-        )
+        arguments = engine_args(self._options.arguments(self.model))
+        engine = LLMEngine.from_engine_args(arguments, stat_loggers=self._probe.loggers())
         VllmCore._loaded += 1
-        self._encoder = _encoder(engine)
-        self.max_model_len = engine.vllm_config.model_config.max_model_len
-        self._max_running = engine.vllm_config.scheduler_config.max_num_seqs
         self._probe.configured(engine.vllm_config)
         self._engine = engine
+        self._loaded_model = loaded = LoadedModel(engine, engine.get_supported_tasks(), self._options)
+        self.max_model_len, self._max_running = loaded.max_model_len, loaded.max_running
+        self.abilities, self.pooler = loaded.abilities, loaded.pooler
+
+    @property
+    def _model(self) -> LoadedModel:
+        assert self._loaded_model is not None
+        return self._loaded_model
 
     def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
-        assert self._encoder is not None
-        return self._encoder.encode(prompt, answer)
+        return self._model.encoder.encode(prompt, answer)
 
     def decode(self, token_ids: list[int]) -> str:
-        assert self._encoder is not None
-        return self._encoder.decode(token_ids)
+        return self._model.encoder.decode(token_ids)
 
     def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
+        params, counter = self._model.request(token_ids, prompt, sampling)
+        lora = self._adapters.request(adapter)
+        if adapter is not None and not self._adapters.is_loaded(adapter):
+            try:
+                self._engine.add_lora(lora)
+            except Exception as error:  # whatever is wrong with its files
+                raise EngineError(f"the adapter {adapter} of {self.model} can't be loaded: {error}") from error
+            self._adapters.note(adapter)
+        self._begin(key, token_ids, params, counter, sampling, lora, prompt.cache_salt)
+
+    def pool(self, key: str, request: PoolRequest) -> None:
+        self._begin(key, request.token_ids, request.params, None, Sampling(), None, None)
+
+    def _begin(
+        self,
+        key: str,
+        token_ids: list[int],
+        params: Any,
+        counter: Counter | None,
+        sampling: Sampling,
+        lora: Any,
+        salt: str | None,
+    ) -> None:
         from vllm.exceptions import VLLMClientError
 
-        if adapter is not None:
-            raise Unsupported(f"{self.model} has no adapter {adapter}")
-
-        params = sampling_params(sampling)
         try:
-            self._ids[key] = self._engine.add_request(key, token_input(token_ids, prompt.cache_salt), params)
+            rendered = token_input(token_ids, salt)
+            self._ids[key] = self._engine.add_request(key, rendered, params, lora_request=lora)
         except (VLLMClientError, ValueError) as error:
-            raise BadPrompt(f"vLLM refused the request: {error}") from error
-        self._counters[key] = Counter(len(token_ids))
+            raise refused(error, sampling) from error
+        self._counters[key] = counter
 
     def abort(self, keys: Iterable[str]) -> None:
-        if ids := [self._ids.pop(key) for key in keys if self._counters.pop(key, None)]:
+        for key in keys:
+            self._counters.pop(key, None)
+        if ids := [self._ids.pop(key) for key in keys if key in self._ids]:
             self._engine.abort_request(ids, internal=True)
         if not self._ids:
             self._probe.idle()
@@ -121,15 +142,18 @@ class VllmCore:
     def busy(self) -> bool:
         return bool(self._ids)
 
-    def step(self) -> list[tuple[str, Chunk | EngineError]]:
-        items: list[tuple[str, Chunk | EngineError]] = []
+    def step(self) -> list[tuple[str, Item]]:
+        items: list[tuple[str, Item]] = []
         self._probe.step_begins()
         for output in self._engine.step():
             key = output.request_id
-            counter = self._counters.get(key)
-            if counter is None:
+            if key not in self._counters:
                 continue
-            items.append((key, counter.chunk(output)))
+            counter = self._counters[key]
+            if counter is not None:
+                items += ((key, chunk) for chunk in counter.chunks(output))
+            elif output.finished:
+                items.append((key, pooled(output)))
             if output.finished:
                 del self._counters[key], self._ids[key]
         return items
@@ -167,17 +191,24 @@ class VllmCore:
         client.engine_core.scheduler.shutdown()
 
 
-class VllmAsyncEngine:
-    """AsyncLLM as an `Engine`. `options` are vLLM's engine arguments."""
+def pooled(output: Any) -> Pooled | EngineError:
+    """What vLLM gives for a pooling request."""
+    if getattr(output, "error", None) is not None:
+        return EngineError(f"vLLM gave this request up: {output.error}")
+    data = output.outputs.data.flatten().float().tolist()
+    return Pooled(tuple(data), len(output.prompt_token_ids))
 
-    def __init__(self, model: str, **options: Any) -> None:
+
+class VllmAsyncEngine:
+    """AsyncLLM as an `Engine`."""
+
+    def __init__(self, model: str, options: VllmOptions) -> None:
         self._model = model
         self._options = options
+        self._adapters = Adapters(options.adapters, options.max_loras, model)
         self._llm: Any = None
-        self._encoder: Encoder | None = None
+        self._loaded: LoadedModel | None = None
         self._probe = Probe()
-        self._max_model_len = 0
-        self._max_running = 0
         self._requests: set[str] = set()
         self._aborted: set[str] = set()
         self._arriving = 0  # requests being tokenized
@@ -193,30 +224,29 @@ class VllmAsyncEngine:
 
     @property
     def max_model_len(self) -> int:
-        return self._max_model_len
+        return self._loaded.max_model_len if self._loaded is not None else 0
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({"generate", "tokens"})
+        return self._loaded.abilities if self._loaded is not None else self._options.abilities
 
-    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
-        raise Unsupported(f"{self.model} makes no vectors as it is served here")
-
-    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
-        raise Unsupported(f"{self.model} ranks no documents as it is served here")
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Ids of the engine's own processes."""
+        manager = self._llm.engine_core.resources.engine_manager if self._llm is not None else None
+        return tuple(process.pid for process in manager.processes) if manager is not None else ()
 
     async def start(self) -> None:
         require_spawn_guard(self.model)
         try:
             # In a thread: it takes from ten seconds to minutes. vLLM binds itself to the loop on the first request.
             llm = await asyncio.to_thread(self._load)
+            tasks = await llm.get_supported_tasks()
         except EngineError:
             raise
         except Exception as error:
             raise EngineUnavailable(f"{self.model} did not start: {error}") from error
-        self._encoder = _encoder(llm)
-        self._max_model_len = llm.vllm_config.model_config.max_model_len
-        self._max_running = llm.vllm_config.scheduler_config.max_num_seqs
+        self._loaded = LoadedModel(llm, tasks, self._options)
         self._probe.configured(llm.vllm_config)
         self._llm = llm
 
@@ -224,60 +254,126 @@ class VllmAsyncEngine:
         prepare_environment(self.model, in_process=False)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = engine_args({"disable_log_stats": True, **engine_options(self.model, self._options)})
+        arguments = engine_args({"disable_log_stats": True, **self._options.arguments(self.model)})
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
 
     def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
-        return self._require_encoder().encode(prompt, answer)
+        return self._require_loaded().encoder.encode(prompt, answer)
 
     def decode(self, token_ids: list[int]) -> str:
-        return self._require_encoder().decode(token_ids)
+        return self._require_loaded().encoder.decode(token_ids)
 
-    def _require_encoder(self) -> Encoder:
-        if self._encoder is None or self._closed:
+    def _require_loaded(self) -> LoadedModel:
+        if self._loaded is None or self._closed:
             raise EngineDead(f"the engine of {self.model} does not run")
-        return self._encoder
+        return self._loaded
 
     async def generate(
         self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
     ) -> AsyncGenerator[Chunk, None]:
         await self.health()
-        require(self.abilities, needed(prompt, sampling), self.model)
-        if adapter is not None:
-            raise Unsupported(f"{self.model} has no adapter {adapter}")
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        if request_id in self._requests:
-            raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
-        assert self._encoder is not None
-        self._requests.add(request_id)
+        require(self.abilities, needed(prompt, sampling), self.model)
+        loaded = self._require_loaded()
+        self._admit(request_id)
         try:
             self._arriving += 1
             try:
-                token_ids = await asyncio.to_thread(self._encoder.encode, prompt)
+                token_ids = await asyncio.to_thread(loaded.encoder.encode, prompt)
+                params, counter = loaded.request(token_ids, prompt, sampling)
+                lora = await self._adapter(adapter)
             finally:
                 self._arriving -= 1
             if request_id in self._aborted:
                 yield aborted(len(token_ids))
                 return
-            counter = Counter(len(token_ids))
-            outputs = self._llm.generate(
-                token_input(token_ids, prompt.cache_salt), sampling_params(sampling), request_id
-            )
+            rendered = token_input(token_ids, prompt.cache_salt)
+            outputs = self._llm.generate(rendered, params, request_id, lora_request=lora)
             async with aclosing(outputs):
                 async for output in outputs:
-                    item = counter.chunk(output)
-                    if isinstance(item, EngineError):
-                        raise item
-                    yield item
+                    for item in counter.chunks(output):
+                        if isinstance(item, EngineError):
+                            raise item
+                        yield item
+                        if item.finish_reason == "abort":
+                            return
+        except EngineDeadError as error:
+            raise EngineDead(f"the engine process of {self.model} died: {error}") from error
+        except (VLLMClientError, ValueError) as error:
+            raise refused(error, sampling) from error
+        finally:
+            self._requests.discard(request_id)
+            self._aborted.discard(request_id)
+
+    def _admit(self, request_id: str) -> None:
+        if request_id in self._requests:
+            raise DuplicateRequest(f"a request {request_id!r} is running in this engine")
+        self._requests.add(request_id)
+
+    async def _adapter(self, name: str | None) -> Any:
+        """vLLM's LoRARequest, loaded."""
+        lora = self._adapters.request(name)
+        if name is not None and not self._adapters.is_loaded(name):
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                await self._llm.add_lora(lora)
+            except EngineDeadError:
+                raise
+            except Exception as error:  # whatever is wrong with its files
+                raise EngineError(f"the adapter {name} of {self.model} can't be loaded: {error}") from error
+            self._adapters.note(name)
+        return lora
+
+    async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
+        pooler = self._pooler("embed")
+        found = await self._pool(request_id, await asyncio.to_thread(pooler.embed, texts, dimensions))
+        return Embeddings(
+            vectors=tuple(one.data for one in found), prompt_tokens=sum(one.prompt_tokens for one in found)
+        )
+
+    async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
+        pooler = self._pooler("score")
+        found = await self._pool(request_id, await asyncio.to_thread(pooler.score, query, documents))
+        return Scores(scores=pooler.scores(found), prompt_tokens=sum(one.prompt_tokens for one in found))
+
+    def _pooler(self, ability: Ability) -> Pooler:
+        loaded = self._require_loaded()
+        require(self.abilities, frozenset({ability}), self.model)
+        assert loaded.pooler is not None
+        return loaded.pooler
+
+    async def _pool(self, request_id: str, requests: list[PoolRequest]) -> list[Pooled]:
+        """All at once: the engine batches them."""
+        await self.health()
+        self._admit(request_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._pool_one(f"{request_id}#{n}", one)) for n, one in enumerate(requests)]
+            return [task.result() for task in tasks]
+        except* EngineError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._requests.discard(request_id)
+
+    async def _pool_one(self, request_id: str, request: PoolRequest) -> Pooled:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            async for output in self._llm.encode(token_input(request.token_ids), request.params, request_id):
+                if output.finished:
+                    found = pooled(output)
+                    if isinstance(found, EngineError):
+                        raise found
+                    return found
         except EngineDeadError as error:
             raise EngineDead(f"the engine process of {self.model} died: {error}") from error
         except (VLLMClientError, ValueError) as error:
             raise BadPrompt(f"vLLM refused the request: {error}") from error
-        finally:
-            self._requests.discard(request_id)
-            self._aborted.discard(request_id)
+        raise EngineError("vLLM gave this request up")
 
     async def abort(self, request_id: str) -> None:
         if self._llm is not None and request_id in self._requests:
@@ -285,15 +381,16 @@ class VllmAsyncEngine:
             await self._llm.abort(request_id)
 
     def state(self) -> EngineState:
+        max_running = self._loaded.max_running if self._loaded is not None else 0
         if self._llm is None or self._llm.errored:
-            return self._probe.state(max_running=self._max_running, running=0, waiting=0, kv_cache_usage=0.0)
+            return self._probe.state(max_running=max_running, running=0, waiting=0, kv_cache_usage=0.0)
         # What was recorded is of the engine's last step; after an abort there may be no other for a while, but the
         # requests it still has are known here.
         unfinished = self._llm.output_processor.get_num_unfinished_requests()
-        last = self._probe.state(max_running=self._max_running)
+        last = self._probe.state(max_running=max_running)
         running = min(last.running, unfinished)
         return self._probe.state(
-            max_running=self._max_running,
+            max_running=max_running,
             running=running,
             waiting=unfinished - running + self._arriving,
             kv_cache_usage=last.kv_cache_usage if unfinished else 0.0,

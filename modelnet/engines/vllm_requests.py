@@ -5,6 +5,7 @@ vLLM is imported inside functions: this module must load where vLLM is absent.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from modelnet.engines.base import (
@@ -14,14 +15,16 @@ from modelnet.engines.base import (
     EngineError,
     EngineState,
     EngineUnavailable,
-    Prompt,
+    Grammar,
     Sampling,
 )
 from modelnet.engines.meter import Meter
-from modelnet.engines.prompts import checked_token_ids, plain_messages
 from modelnet.engines.steps import StepModel
+from modelnet.engines.vllm_text import LogprobReader
+from modelnet.engines.vllm_tools import CallReader
+from modelnet.messages import ToolCallPart
 
-__all__ = ["Counter", "Encoder", "Probe", "engine_args", "sampling_params", "token_input"]
+__all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input"]
 
 
 STEP_DETAILS = "enable_logging_iteration_details"
@@ -40,24 +43,50 @@ def engine_args(options: dict[str, Any]) -> Any:
     return AsyncEngineArgs(**options)
 
 
-def sampling_params(sampling: Sampling) -> Any:
-    """vLLM's SamplingParams. Raises `BadSampling`."""
+def sampling_params(sampling: Sampling, *, special_tokens: bool = False) -> Any:
+    """vLLM's SamplingParams. `special_tokens`: they stand in the text. Raises `BadSampling`."""
     from vllm import SamplingParams
     from vllm.exceptions import VLLMError
     from vllm.sampling_params import RequestOutputKind
 
     try:
         return SamplingParams(
+            n=sampling.n,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
             stop=list(sampling.stop),
             seed=sampling.seed,
+            logprobs=sampling.logprobs,
+            structured_outputs=_structured(sampling.grammar) if sampling.grammar is not None else None,
+            skip_special_tokens=not special_tokens,
             output_kind=RequestOutputKind.DELTA,
         )
     except (VLLMError, ValueError) as error:
         raise BadSampling(f"vLLM refused the sampling parameters: {error}") from error
+
+
+def _structured(grammar: Grammar) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if grammar.json_schema is not None:
+        return StructuredOutputsParams(json=dict(grammar.json_schema))
+    if grammar.regex is not None:
+        return StructuredOutputsParams(regex=grammar.regex)
+    if grammar.choice:
+        return StructuredOutputsParams(choice=list(grammar.choice))
+    return StructuredOutputsParams(json_object=True)
+
+
+def refused(error: Exception, sampling: Sampling) -> EngineError:
+    """What a request's refusal by vLLM is."""
+    kind = BadSampling if sampling.grammar is not None else BadPrompt
+    return kind(f"vLLM refused the request: {error}")
 
 
 def token_input(token_ids: list[int], cache_salt: str | None = None) -> dict[str, Any]:
@@ -66,67 +95,56 @@ def token_input(token_ids: list[int], cache_salt: str | None = None) -> dict[str
     return rendered if cache_salt is None else {**rendered, "cache_salt": cache_salt}
 
 
-class Encoder:
-    """Prompts into token ids, by the model's own tokenizer and chat template. Safe in any thread."""
-
-    def __init__(self, tokenizer: Any, *, max_model_len: int, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._max_model_len = max_model_len
-        self._vocab_size = vocab_size
-
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
-        """A prompt and the beginning of its answer. Raises `BadPrompt`, `PromptTooLong`."""
-        if prompt.token_ids is not None:
-            ids = [*prompt.token_ids, *(self._plain(answer) if answer else ())]
-        elif prompt.text is not None:
-            ids = self._tokenizer.encode(prompt.text + answer)
-        elif answer:
-            ids = self._plain(self._chat(prompt, tokenize=False) + answer)
-        else:
-            ids = list(self._chat(prompt, tokenize=True))
-        return checked_token_ids(ids, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids, without special tokens."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _chat(self, prompt: Prompt, *, tokenize: bool) -> Any:
-        """The chat through the model's template, as text or as token ids."""
-        messages = plain_messages(prompt.messages or ())
-        if getattr(self._tokenizer, "chat_template", "") is None:
-            raise BadPrompt("this model has no chat template: send text, not messages")
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False
-            )
-        except Exception as error:  # templates raise what they like
-            raise BadPrompt(f"the model's chat template refused the messages: {error}") from error
-
-
 class Counter:
-    """Turns one request's RequestOutputs into chunks, counting its tokens."""
+    """Turns one request's outputs into chunks, counting its tokens and reading its calls of functions."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        prompt_tokens: int,
+        *,
+        logprobs: LogprobReader | None = None,
+        calls: Callable[[], CallReader] | None = None,
+    ) -> None:
+        """`calls` makes a reader for each answer."""
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
+        self._logprobs, self._calls = logprobs, calls
+        self._readers: dict[int, CallReader] = {}
+        self._called: set[int] = set()
 
-    def chunk(self, output: Any) -> Chunk | EngineError:
-        completion = output.outputs[0]
-        ids = tuple(completion.token_ids)
+    def chunks(self, output: Any) -> list[Chunk | EngineError]:
+        """One for each answer that goes on in this RequestOutput."""
+        cached = max(output.num_cached_tokens or 0, 0)
+        return [self._chunk(completion, cached) for completion in output.outputs]
+
+    def _chunk(self, completion: Any, cached: int) -> Chunk | EngineError:
+        ids, text, reason = tuple(completion.token_ids), completion.text, completion.finish_reason
         self._completion_tokens += len(ids)
-        reason = completion.finish_reason
         if reason == "error":
             return EngineError("vLLM gave this request up")
+        if reason == "repetition":
+            reason = "stop"
+        logprobs = self._logprobs.read(ids, completion.logprobs or ()) if self._logprobs is not None else None
+        parts: tuple[ToolCallPart, ...] = ()
+        if self._calls is not None:
+            reader = self._readers.get(completion.index)
+            if reader is None:
+                reader = self._readers[completion.index] = self._calls()
+            text, parts = reader.read(text, ids, last=reason is not None)
+            if parts:
+                self._called.add(completion.index)
+            if reason == "stop" and completion.index in self._called:
+                reason = "tool_calls"
         return Chunk(
-            text=completion.text,
+            text=text,
             token_ids=ids,
-            finish_reason="stop" if reason == "repetition" else reason,
+            index=completion.index,
+            logprobs=logprobs,
+            tool_calls=parts,
+            finish_reason=reason,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-            cached_tokens=max(output.num_cached_tokens or 0, 0),
+            cached_tokens=cached,
         )
 
 
@@ -139,6 +157,8 @@ class Probe:
     def __init__(self) -> None:
         self.meter = Meter()
         self.steps = StepModel()
+        self._made = 0
+        """Steps that were told of."""
         self.kv_cache_tokens = 0
         """Tokens that the key-value cache has room for."""
         self.prefix_block = 0
@@ -195,6 +215,7 @@ class Probe:
             self.steps.learn(details.num_generation_requests, details.num_ctx_tokens, held, now - began)
 
     def _record(self, rank: int, scheduler: Any, iteration: Any) -> None:
+        self._made += 1
         if scheduler is not None:
             self._step_ended(rank, scheduler, iteration)
             self._ranks[rank] = scheduler
@@ -235,6 +256,7 @@ class Probe:
             decode_tokens_per_s=self.meter.decode_tokens_per_s,
             prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
             prefix_hit_rate=self.meter.prefix_hit_rate,
+            steps=self._made,
             step_times=self.steps,
             kv_cache_tokens=self.kv_cache_tokens,
             prefix_block=self.prefix_block,

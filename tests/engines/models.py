@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONTEXT = 2048
 
@@ -29,7 +31,7 @@ class Shape:
 
 TINY = Shape()
 
-CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 
 # What the chain model answers, token by token; no byte twice, so each has one successor.
 CHAIN = "aé日€z"
@@ -60,13 +62,17 @@ class Folder:
 def write_random(path: Path, *, seed: int = 0, chat: bool = True, shape: Shape = TINY) -> Folder:
     """Tied embeddings and bf16."""
     folder = _write_texts(path, tied=True, chat=chat, shape=shape)
+    write_safetensors(path / "model.safetensors", _random_tensors(folder, seed, shape))
+    return folder
+
+
+def _random_tensors(folder: Folder, seed: int, shape: Shape = TINY) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
     vocab = folder.tokenizer.get_vocab_size()
     tensors = _layers(shape, lambda *size: random.normal(0, 4 / np.sqrt(size[-1]), size))
     tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, shape.hidden))
     tensors["model.embed_tokens.weight"][:2] = 0  # the special tokens are never the likeliest
-    write_safetensors(path / "model.safetensors", tensors)
-    return folder
+    return tensors
 
 
 def write_chain(path: Path) -> Folder:
@@ -88,14 +94,84 @@ def write_chain(path: Path) -> Folder:
     return folder
 
 
-def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """As bf16, by cutting float32 short."""
+CALL = (
+    "I look. ",
+    "<tool_call>\n",
+    '{"name": "weather", ',
+    '"arguments": {"city":',
+    ' "Ulm"}}',
+    "\n</tool_call>",
+)
+"""What the calling model answers, token by token."""
+
+
+def write_calling(path: Path) -> Folder:
+    """A chat model that calls a function, in the syntax that vLLM's parser `hermes` reads, whatever it is asked."""
+    folder = _write_texts(path, tied=False, chat=True, added=CALL, chat_end="#")
+    vocab = folder.tokenizer.get_vocab_size()
+    embed = np.random.default_rng(2).choice([-1.0, 1.0], (vocab, TINY.hidden))
+    head = np.zeros((vocab, TINY.hidden))
+    ids = [folder.byte_id(ord("#")), *(folder.tokenizer.token_to_id(text) for text in CALL), 1]
+    for this, following in itertools.pairwise(ids):
+        head[following] = embed[this]
+    tensors = _layers(TINY, lambda *size: np.zeros(size))
+    write_safetensors(
+        path / "model.safetensors", {**tensors, "model.embed_tokens.weight": embed, "lm_head.weight": head}
+    )
+    return folder
+
+
+def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
+    """A LoRA adapter of a base of random weights, and the whole model that it makes of it, in float32."""
+    random = np.random.default_rng(seed)
+    rank, alpha = 4, 8
+    adapter, merged = path / "adapter", path / "merged"
+    adapter.mkdir(parents=True)
+    shutil.copytree(base.path, merged)
+    weights = {name: cut(values) for name, values in _random_tensors(base, 0).items()}
+    parts: dict[str, NDArray[Any]] = {}
+    for n in range(TINY.layers):
+        for module in ("q_proj", "v_proj"):
+            name = f"model.layers.{n}.self_attn.{module}"
+            out, inner = weights[f"{name}.weight"].shape
+            a, b = cut(random.normal(0, 0.3, (rank, inner))), cut(random.normal(0, 0.3, (out, rank)))
+            parts[f"base_model.model.{name}.lora_A.weight"] = a
+            parts[f"base_model.model.{name}.lora_B.weight"] = b
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + b @ a * (alpha / rank)
+    write_safetensors(adapter / "adapter_model.safetensors", parts)
+    write_safetensors(merged / "model.safetensors", weights, whole=True)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    return adapter, merged
+
+
+def cut(values: NDArray[Any]) -> NDArray[np.float32]:
+    """As float32, to what bf16 holds."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]], *, whole: bool = False) -> None:
+    """As bf16, by cutting float32 short; or as float32, `whole`."""
     header: dict[str, Any] = {}
     blobs = []
     offset = 0
     for name, values in tensors.items():
-        blob = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
-        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": [offset, offset + len(blob)]}
+        floats = np.ascontiguousarray(values, np.float32)
+        blob = floats.tobytes() if whole else (floats.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        header[name] = {
+            "dtype": "F32" if whole else "BF16",
+            "shape": list(values.shape),
+            "data_offsets": [offset, offset + len(blob)],
+        }
         offset += len(blob)
         blobs.append(blob)
     head = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
@@ -122,7 +198,15 @@ def _layers(shape: Shape, draw: Any) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def _write_texts(path: Path, *, tied: bool, chat: bool, shape: Shape) -> Folder:
+def _write_texts(
+    path: Path,
+    *,
+    tied: bool,
+    chat: bool,
+    added: Sequence[str] = (),
+    chat_end: str = "[assistant] ",
+    shape: Shape = TINY,
+) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -134,6 +218,7 @@ def _write_texts(path: Path, *, tied: bool, chat: bool, shape: Shape) -> Folder:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added])
     tokenizer.save(str(path / "tokenizer.json"))
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -161,7 +246,7 @@ def _write_texts(path: Path, *, tied: bool, chat: bool, shape: Shape) -> Folder:
         "model_max_length": shape.context,
     }
     if chat:
-        texts["chat_template"] = CHAT_TEMPLATE
+        texts["chat_template"] = CHAT_TEMPLATE + chat_end
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer_config.json").write_text(json.dumps(texts))
     return Folder(path, tokenizer)
