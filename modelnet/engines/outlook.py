@@ -66,7 +66,7 @@ class Outlook:
         self._predictor.begin(request, ask, predicted, time.monotonic())
         self._counts[request] = 0
         state = self._engine.state()
-        if features is not None and state.caches_prefixes:
+        if features is not None and state.prefix_block:
             bytes_per_token = 1 / max(self._predictor.tokens_per_byte, 1e-3)
             answer, room = (
                 tokens * bytes_per_token

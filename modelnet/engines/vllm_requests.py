@@ -170,7 +170,7 @@ class Probe:
         """Steps that were told of."""
         self.kv_cache_tokens = 0
         """Tokens that the key-value cache has room for."""
-        self.caches_prefixes = False
+        self.prefix_block = 0
         self._ranks: dict[int, Any] = {}
         self._since: dict[int, float] = {}
         """When each rank's step began, if one did."""
@@ -179,7 +179,7 @@ class Probe:
         """The engine is up: what its vLLM configuration says of its cache."""
         cache = config.cache_config
         self.kv_cache_tokens = int((cache.num_gpu_blocks or 0) * (cache.block_size or 0))
-        self.caches_prefixes = bool(cache.enable_prefix_caching)
+        self.prefix_block = int(cache.block_size or 0) if cache.enable_prefix_caching else 0
 
     def loggers(self) -> list[Any]:
         """For `stat_loggers=`."""
@@ -268,5 +268,5 @@ class Probe:
             steps=self._made,
             step_times=self.steps,
             kv_cache_tokens=self.kv_cache_tokens,
-            caches_prefixes=self.caches_prefixes,
+            prefix_block=self.prefix_block,
         )

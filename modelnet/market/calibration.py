@@ -76,7 +76,7 @@ class Cell:
 
     def faded(self, kept: float) -> Cell:
         """With this share of what was known: the mean goes back to 0, which is the claim."""
-        return Cell(self.count * kept, self.bias * kept, self.variance)
+        return self if kept == 1.0 else Cell(self.count * kept, self.bias * kept, self.variance)
 
     def after(self, error: float) -> Cell:
         """With one more outcome (West's incremental mean and variance, with a floor under the newest's weight)."""

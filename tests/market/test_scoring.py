@@ -81,15 +81,6 @@ def test_the_score_is_the_formula() -> None:
     assert found.score == pytest.approx(found.value - 100)
 
 
-def test_a_scored_bid_is_a_whole_one() -> None:
-    """It is made without Pydantic's constructor: all fields must be there, and be of their types."""
-    found = score(terms(), offered("w", 100))
-    assert set(found.__dict__) == set(ScoredBid.model_fields)
-    assert ScoredBid.model_validate_json(found.model_dump_json()) == found
-    assert found.model_copy(update={"price": 1}).price == 1
-    assert repr(found) == repr(ScoredBid(**found.__dict__))
-
-
 def test_defaults_of_a_task() -> None:
     assert Terms.of(Task(capability="a", input={}), 5.0) == Terms(1000, 1000, 1000 / 600, 0.0, 5.0)
     explicit = Task(capability="a", input={}, budget=7, value=50, value_of_time=0, min_quality=0.5)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from modelnet import messages as m
 from modelnet.schemas import message_classes, message_schema
@@ -49,6 +49,22 @@ def permitted(message: type[m.Message]) -> st.SearchStrategy[Any]:
 
 
 messages = pytest.mark.parametrize("message", message_classes(), ids=lambda c: c.__name__)
+
+
+@messages
+@given(data=st.data())
+@settings(max_examples=10)
+def test_what_is_made_unchecked_is_as_pydantic_makes_it(message: type[m.Message], data: st.DataObject) -> None:
+    read = message.model_validate(data.draw(permitted(message)))
+    given = data.draw(st.sampled_from([set(read.model_fields_set), set(message.model_fields), set[str]()]))
+    values = {name: getattr(read, name) for name in message.model_fields if name in given}
+    made = message.model_construct(**values)
+    pydantics = BaseModel.model_construct.__func__(message, **values)  # type: ignore[attr-defined]
+    assert list(made.__dict__) == [name for name in message.model_fields if name in made.__dict__]
+    made.__dict__.pop("id", None), pydantics.__dict__.pop("id", None)  # drawn anew for each task
+    assert made == pydantics
+    assert made.model_fields_set == pydantics.model_fields_set
+    assert made.model_copy() == made
 
 
 @messages

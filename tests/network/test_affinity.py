@@ -1,8 +1,9 @@
-"""Conversations come home to the worker that has their beginning in its cache, and nobody lists who that is."""
+"""Conversations come home to the worker that has their beginning cached, and nobody keeps a list of who that is."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,8 @@ async def stage(
             await network.negotiator()
             await network.join(*(one.worker for one in served))
             for one in served:  # so that both know what their steps take
-                for _ in range(12):
-                    await ask(network, chat("the quick brown fox " * 20), require={"worker": one.worker.id})
+                for n in range(12):
+                    await ask(network, chat(f"{n} the quick brown fox " * 20 * n), require={"worker": one.worker.id})
             yield network
     finally:
         for one in served:
@@ -155,22 +156,22 @@ async def stage(
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 async def test_conversations_come_home(stage: Network) -> None:
     """With a value of time that makes a millisecond worth something: at the default a second is worth 1.7 of 1000."""
-    homes = list[set[str]]()
+    home = Counter[bool]()
     cached = prompts = 0
     for conversation in range(6):
-        turns, homes_of = [f"{conversation} " + "over the lazy dog " * 60], set[str]()
-        for _ in range(4):
-            final = await ask(stage, chat(*turns), budget=100_000, value_of_time=1e6)
+        began_at = f"twin-{'ab'[conversation % 2]}"
+        turns = [f"{conversation} " + "over the lazy dog " * 300]
+        for turn in range(4):
+            placed: Json = {"require": {"worker": began_at}} if turn == 0 else {}
+            final = await ask(stage, chat(*turns), budget=100_000, value_of_time=1e6, **placed)
             assert final.output is not None
             assert final.usage is not None
-            assert final.worker is not None
-            homes_of.add(final.worker)
-            if len(turns) > 1:
+            if turn > 0:
+                home[final.worker == began_at] += 1
                 cached += final.usage.cached_tokens
                 prompts += final.usage.prompt_tokens
             turns += [final.output["text"] or "-", "jumps"]
-        homes.append(homes_of)
-    assert sum(len(home) == 1 for home in homes) >= 5
+    assert home[True] >= 15, "of 18 turns"
     assert cached / prompts > 0.5
 
 
@@ -195,7 +196,7 @@ async def test_what_was_predicted_and_what_came_stand_in_the_trace(stage: Networ
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 async def test_tenants_share_no_cache(stage: Network) -> None:
-    prompt = chat("brown fox jumps over " * 60)
+    prompt = chat("brown fox jumps over " * 100)
     home = {"require": {"worker": "twin-a"}}
     config = stage.config.model_copy(update={"tenant": "other"})
     async with Network(config) as other:
