@@ -2,10 +2,10 @@
 
     python -m bench.market_scale [--tasks 1000000] [--write]
 
-For each size: standing offers are kept in order, at most 32 workers are asked for a task, all of them bid, the market
-decides, a checker's verdict is learned. Times are the market's own code, without the network; the last size takes all
-the tasks, the others enough of them for a steady figure. Memory is what Python has allocated for directory, standing
-offers, records and prices.
+For each size: the negotiator's directory keeps standing offers in order and chooses whom to ask for a task, 32 workers
+at most; all of them bid, the market decides, a checker's verdict is learned, the winner makes a new offer. Times are
+CPU of the market's own code, without the network; the last size takes all the tasks, the others enough of them for a
+steady figure. Memory is what Python has allocated for directory, records and prices.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import tracemalloc
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modelnet.market import Candidate, Directory, Outcome, ReferencePrices, TrackRecords
+from modelnet.market import Directory, Outcome, ReferencePrices, TrackRecords
 from modelnet.market.auction import Auction
-from modelnet.market.exploration import Standing
-from modelnet.messages import Bid, CapabilityCard, Task, WorkerCard, digest_of
+from modelnet.messages import Bid, CapabilityCard, Contract, Offer, Task, WorkerCard
 
 __all__ = ["Size", "main", "measure"]
 
@@ -42,12 +41,12 @@ class Size:
     workers: int
     tasks: int
     choose_us: float
-    """Whom to ask."""
+    """Whom to ask, and under which contracts."""
     decide_us: float
     """Ranking and price, of all bids."""
     decide_p99_us: float
     learn_us: float
-    """The outcome, and the winner's standing offer put in its new place."""
+    """The outcome, and the winner's new offer."""
     memory_mb: float
     seconds: float
     """All of it, with the bids that the bench makes."""
@@ -57,54 +56,53 @@ def measure(workers: int, tasks: int) -> Size:
     """One size."""
     chance = random.Random(workers)
     tracemalloc.start()
-    records, prices, standing = TrackRecords(), ReferencePrices(), Standing()
+    records, prices = TrackRecords(), ReferencePrices()
     directory = Directory(lost_after_s=3.5, now=0.0, records=records)
-    contract = digest_of("contract")
-    cards = {}
-    quality, price, p50_ms = {}, {}, {}
+    contract = Contract(capability=CAPABILITY, input={}, output={})
+    directory.learn_contracts([contract])
+    quality, price, p50_ms = dict[str, float](), dict[str, int](), dict[str, float]()
+
+    def offer(name: str, late: float) -> Offer:
+        """For a typical task, `late` times as long from now as it takes."""
+        p50 = p50_ms[name] * late
+        return Offer.model_construct(
+            worker=name, capability=CAPABILITY, price=price[name], p50_ms=p50, p90_ms=p50 * 1.5, free=4
+        )
+
     for number in range(workers):
         name = f"w{number}"
         quality[name], price[name] = chance.uniform(0.6, 1.0), chance.randint(10, 400)
         p50_ms[name] = chance.uniform(100, 5000)
-        offered = CapabilityCard(pattern=CAPABILITY, contract=contract, quality=quality[name])
-        cards[name] = WorkerCard(worker=name, owner=f"o{number % 997}", capabilities=(offered,), instance="i")
-        directory.learn_card(cards[name], 0.0)
-        standing.put(name, 1000 * quality[name] - price[name] - p50_ms[name] / 100)
+        served = CapabilityCard(pattern=CAPABILITY, contract=contract.digest, quality=quality[name])
+        card = WorkerCard(worker=name, owner=f"o{number % 997}", capabilities=(served,), slots=4, instance="i")
+        directory.learn_card(card, 0.0)
+        directory.hear_offer(offer(name, 1.0), 0.0)
         records.learn(Outcome(name, CAPABILITY, "k", 1, "checker", True, price[name]), 0.0)
     choosing, deciding, learning = list[int](), list[int](), list[int]()
-    clock, began, memory = time.perf_counter_ns, time.perf_counter(), 0
+    clock, began, memory, now = time.thread_time_ns, time.perf_counter(), 0, 10.0
     for number in range(tasks):
         if number == SAMPLE // 2:  # tracing slows what it traces: the rest goes on without
             memory = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()
             choosing, deciding, learning = [], [], []
         id = f"a{number}"
-        task = Task.model_construct(
-            id=f"k{number}",
-            tenant="t",
-            capability=CAPABILITY,
-            input={},
-            budget=1000,
-            value=None,
-            value_of_time=None,
-            min_quality=0.0,
-        )
+        task = Task(id=f"k{number}", tenant="t", capability=CAPABILITY)
         at0 = clock()
-        asked = standing.shortlist(id)
+        directory.contracts_for(CAPABILITY)
+        asked = directory.invite(task, id, frozenset(), now).candidates
         at1 = clock()
-        candidates, bids = [], []
-        for name in asked:
-            known = records.quality(name, CAPABILITY, quality[name], 0.0)
-            candidates.append(
-                Candidate(name, cards[name].owner, contract, known.quality, mean_quality=known.mean, cases=known.cases)
+        bids = [
+            Bid.model_construct(
+                auction=id,
+                worker=one.worker,
+                price=price[one.worker],
+                p50_ms=p50_ms[one.worker],
+                p90_ms=p50_ms[one.worker] * 1.5,
             )
-            bids.append(
-                Bid.model_construct(
-                    auction=id, worker=name, price=price[name], p50_ms=p50_ms[name], p90_ms=p50_ms[name] * 1.5
-                )
-            )
+            for one in asked
+        ]
         at2 = clock()
-        auction = Auction(id, candidates, settled=True, now=0.0)
+        auction = Auction(id, asked, settled=True, now=now)
         for bid in bids:
             auction.take(bid, None)
         auction.close(task, 60.0, prices, records)
@@ -125,10 +123,10 @@ def measure(workers: int, tasks: int) -> Size:
                 times,
                 times[0] * chance.lognormvariate(0, 0.3),
             )
+            busy = offer(name, chance.uniform(1, 2))
             at4 = clock()
-            records.learn(outcome, 0.0)
-            # Busy now: its next offer names a later end.
-            standing.put(name, 1000 * quality[name] - price[name] - chance.uniform(1, 2) * p50_ms[name] / 100)
+            records.learn(outcome, now)
+            directory.hear_offer(busy, now)
             learning.append(clock() - at4)
         choosing.append(at1 - at0)
         deciding.append(at3 - at2)

@@ -111,6 +111,8 @@ class Directory:
         self._shortlists: dict[str, Shortlist] = {}
         """By capability that was asked for, while the market is large."""
         self._contracts: dict[str, Contract] = {}
+        self._kept: dict[str, list[Contract]] = {}
+        """By capability that was asked for: the contracts under which it is served, until a card comes or goes."""
         self._patterns: set[str] = set()
 
     def settled(self, now: float) -> bool:
@@ -124,8 +126,10 @@ class Directory:
     def learn_contracts(self, contracts: Iterable[Contract]) -> None:
         """Note contracts from the catalogue."""
         for contract in contracts:
-            self._contracts[contract.digest] = contract
-            self._patterns.add(contract.capability)
+            if contract.digest not in self._contracts:
+                self._contracts[contract.digest] = contract
+                self._patterns.add(contract.capability)
+                self._kept.clear()
 
     def contract(self, digest: str) -> Contract | None:
         """The contract of this digest, if it was ever announced."""
@@ -142,6 +146,7 @@ class Directory:
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
         self._live[card.worker] = entry = _Entry(card, now, 0, card.instance)
+        self._kept.clear()
         self.claims.forget(card.worker)
         for capability, shortlist in self._shortlists.items():
             self._enlist(shortlist, capability, entry)
@@ -228,7 +233,8 @@ class Directory:
 
     def forget(self, worker: str) -> None:
         """Drop a worker that left or is lost."""
-        self._live.pop(worker, None)
+        if self._live.pop(worker, None) is not None:
+            self._kept.clear()
         self.claims.forget(worker)
         for shortlist in self._shortlists.values():
             shortlist.drop(worker)
@@ -333,6 +339,12 @@ class Directory:
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""
-        served = {c.contract for e in self._live.values() if (c := e.serves(capability)) is not None}
-        found = [self._contracts[digest] for digest in served if digest in self._contracts]
-        return found or [c for c in self._contracts.values() if matches(c.capability, capability)]
+        found = self._kept.get(capability)
+        if found is None:
+            served = {c.contract for e in self._live.values() if (c := e.serves(capability)) is not None}
+            found = [self._contracts[digest] for digest in served if digest in self._contracts]
+            found = found or [c for c in self._contracts.values() if matches(c.capability, capability)]
+            if len(self._kept) >= _REMEMBERED:
+                self._kept.clear()
+            self._kept[capability] = found
+        return found

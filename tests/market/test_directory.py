@@ -242,3 +242,8 @@ def test_contracts_outlive_their_workers() -> None:
     assert {c.digest for c in directory.contracts_for("a.b")} == {old.digest, new.digest}
     directory.learn_card(card("w", "a.b", contract=new.digest), 0.0)
     assert [c.digest for c in directory.contracts_for("a.b")] == [new.digest]
+    directory.forget("w")
+    assert {c.digest for c in directory.contracts_for("a.b")} == {old.digest, new.digest}
+    third = Contract(capability="a.>", input={"title": "third"})
+    directory.learn_contracts([third])
+    assert third in directory.contracts_for("a.b")
