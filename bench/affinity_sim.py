@@ -39,13 +39,13 @@ HOP_S = 0.003
 """An auction and an award on the bus, by bench/overhead.py."""
 
 TRACE = Trace(
-    conversations=1200,
+    conversations=800,
     turns=6,
     systems=40,
     system_bytes=12_000,
     turn_bytes=3000,
     answer_tokens=100,
-    arrivals_per_s=8.0,
+    arrivals_per_s=4.0,
     think_s=12.0,
 )
 SCHEMA = {"properties": {"messages": {"type": "array", "x-prefix": 1}, "max_tokens": {"x-public": True}}}
@@ -193,7 +193,8 @@ class Market:
         )
         auction.close(task, 60.0, self._prices, self._records)
         won = auction.winner()
-        assert won is not None
+        if won is None:  # nobody is worth its price by the deadline: in the network it would wait for one who is
+            return min(engines, key=lambda one: len(one.running) + len(one.waiting)), None
         return next(one for one in engines if one.name == won[0].worker), said[won[0].worker]
 
 
