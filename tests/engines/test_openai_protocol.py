@@ -187,9 +187,16 @@ def test_vectors_and_scores_are_put_in_order() -> None:
     assert (found.vectors, found.prompt_tokens) == (((1.0, 2.0), (3.0, 4.5)), 9)
     results = [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]
     assert read_scores({"results": results}, 2).scores == (0.1, 0.9)
-    for body in ({}, {"data": rows[:1]}, {"data": [{"index": 0, "embedding": ["a"]}, rows[0]]}, {"data": [7]}):
+    vectors: list[dict[str, Any]] = [
+        {},
+        {"data": rows[:1]},
+        {"data": [{"index": 0, "embedding": ["a"]}, rows[0]]},
+        {"data": [7]},
+    ]
+    for body in vectors:
         with pytest.raises(EngineError):
             read_embeddings(body, 2)
-    for body in ({"results": results[:1]}, {"results": [{"index": 9, "relevance_score": 1}]}):
+    scores: list[dict[str, Any]] = [{"results": results[:1]}, {"results": [{"index": 9, "relevance_score": 1}]}]
+    for body in scores:
         with pytest.raises(EngineError):
             read_scores(body, 2)
