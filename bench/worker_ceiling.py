@@ -46,17 +46,17 @@ class Synthetic:
     """An engine whose requests name their rate as the prompt: tokens a second."""
 
     model, software, max_model_len = "synthetic", "synthetic", 1 << 20
-    abilities: frozenset[Ability] = frozenset({"generate"})
+    abilities: frozenset[Ability] = frozenset({"generate", "prompt"})
 
     def __init__(self) -> None:
         self._running = 0
 
     async def start(self) -> None: ...
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return [0]
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         return TOKEN * len(token_ids)
 
     async def generate(
@@ -95,6 +95,9 @@ class Synthetic:
 
     def state(self) -> EngineState:
         return EngineState(running=self._running, waiting=0, max_running=1 << 16, kv_cache_usage=0.0)
+
+    def wait_s(self, tokens: int) -> float:
+        return 0.0
 
     async def health(self) -> None: ...
 

@@ -33,6 +33,8 @@ class Bidding:
             return Refusal(auction=request.auction, worker=worker, reason=reason)
         if not served.can(request.features):
             return Refusal(auction=request.auction, worker=worker, reason="unsupported")
+        if not served.is_ready(request.features):
+            return Refusal(auction=request.auction, worker=worker, reason="busy")
         price = served.quote(request.features)
         if price is None:
             return Refusal(auction=request.auction, worker=worker, reason="cannot_price")

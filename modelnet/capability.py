@@ -14,12 +14,13 @@ from modelnet.contracts import check, compile_schema, sketch
 from modelnet.errors import Reject
 from modelnet.estimates import Accuracy, Forecast, RunTimes
 
-__all__ = ["Able", "Estimate", "Handler", "Made", "Price", "Served"]
+__all__ = ["Able", "Estimate", "Handler", "Made", "Price", "Quote", "Served"]
 
 log = structlog.get_logger("worker")
 
 Handler = Callable[..., Any]
 Price = int | Callable[[dict[str, Any]], int]
+Quote = Callable[[m.Features], int]
 Able = Callable[[dict[str, Any]], bool]
 Estimate = Callable[[m.Features], Forecast | tuple[float, float] | None]
 
@@ -46,6 +47,8 @@ class Served:
         estimate: Estimate | None,
         deposit: int = 0,
         able: Able | None = None,
+        ready: Able | None = None,
+        quote: Quote | None = None,
     ) -> None:
         self.card, self.contract, self.handler = card, contract, handler
         self.times = RunTimes(expected_ms)
@@ -54,29 +57,40 @@ class Served:
         self._last: m.Features | None = None
         self.deposit = deposit
         """What its owner puts up for each task, in micro-credits."""
-        self._price, self._estimate, self._able = price, estimate, able
+        self._price, self._quote, self._estimate = price, quote, estimate
+        self._able, self._ready = able, ready
         self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
 
     def can(self, features: m.Features) -> bool:
         """Whether an input of these features can be done at all, as far as they tell."""
-        return features.shape is None or self._is_able(sketch(features.shape))
+        return features.shape is None or self._holds(self._able, sketch(features.shape))
 
-    def _is_able(self, value: dict[str, Any]) -> bool:
-        if self._able is None:
+    def is_ready(self, features: m.Features) -> bool:
+        """Whether an input of these features can be begun now."""
+        return self._holds(self._ready, sketch(features.shape) if features.shape is not None else {})
+
+    def is_ready_for(self, award: m.Award) -> bool:
+        """Whether an award can be begun now."""
+        return self._holds(self._ready, award.input)
+
+    def _holds(self, asked: Able | None, value: dict[str, Any]) -> bool:
+        if asked is None:
             return True
         try:
-            return self._able(value)
+            return asked(value)
         except Exception as error:
             log.warning("able_failed", capability=self.card.pattern, error=repr(error))
             return True
 
     def quote(self, features: m.Features) -> int | None:
         """The price for an input of these features; None if they do not tell."""
-        if isinstance(self._price, int):
+        if self._quote is None and isinstance(self._price, int):
             return self._price
-        if features.shape is None:
-            return None
         try:
+            if self._quote is not None:
+                return max(int(self._quote(features)), 0)
+            if features.shape is None or isinstance(self._price, int):
+                return None
             return max(int(self._price(sketch(features.shape))), 0)
         except Exception as error:
             log.warning("price_failed", capability=self.card.pattern, error=repr(error))
@@ -111,7 +125,7 @@ class Served:
             return False
         if award.input_ref is not None:
             return True
-        return check(self._input, award.input) is None and self._is_able(award.input)
+        return check(self._input, award.input) is None and self._holds(self._able, award.input)
 
     def require_input(self, value: dict[str, Any]) -> None:
         """Raises `Reject` for an input that breaks the contract: another worker may keep another one."""

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import uvloop
 from faststream import FastStream
@@ -23,17 +25,15 @@ from modelnet.processes import PARENT
 from modelnet.ready import Readiness
 from modelnet.settings import settings
 
-__all__ = ["load_app", "load_file", "main", "run_app"]
+__all__ = ["check_server", "load_app", "load_file", "load_server", "main", "run_app"]
 
-MODELS = "workers.vllm"
-"""Who serves the models of a TOML file."""
 EXIT_S = 5.0
 ORPHAN_S = 8.0
 """A process whose parent is gone has this long to end by itself."""
 
 
 def load_app(path: str) -> FastStream:
-    """The app at `package.module:name`, or that of a file ending in `.py`. Raises `UsageError`."""
+    """The app at `package.module:name`, or that of a file ending in `.py` or `.toml`. Raises `UsageError`."""
     if path.endswith((".py", ".toml")):
         return load_file(Path(path))
     name, _, attribute = path.partition(":")
@@ -47,9 +47,25 @@ def load_app(path: str) -> FastStream:
     return app
 
 
+def load_server(model: Mapping[str, Any]) -> FastStream:
+    """The app that serves a model which runs elsewhere, told as a table of a workers file. Raises `UsageError`."""
+    made: FastStream = _model_workers().models_app([model])
+    return made
+
+
+async def check_server(model: Mapping[str, Any]) -> None:
+    """Find the server of such a model, and out what it can do. Raises `EngineUnavailable`, `UsageError`."""
+    await _model_workers().check_models([model])
+
+
+def _model_workers() -> ModuleType:
+    """Who serves models. By its name, as every app: the library imports no process."""
+    return importlib.import_module("workers.vllm")
+
+
 def load_file(path: Path, name: str | None = None) -> FastStream:
     """The app of a worker's file: all its `Worker` objects, or the FastStream app that it makes itself; of a TOML file
-    the models that it names.
+    the models that it names (docs/models.md).
 
     `name`: the worker's id, instead of the one it gives itself. Raises `UsageError` if the file does not import or
     declares no worker.
@@ -59,8 +75,8 @@ def load_file(path: Path, name: str | None = None) -> FastStream:
     if path.suffix == ".toml":
         if name is not None:
             raise UsageError(f"{path} names its models itself: a name for each stands there")
-        app: FastStream = importlib.import_module(MODELS).make_app(path)
-        return app
+        made: FastStream = _model_workers().make_app(path)
+        return made
     found = list(vars(_import_file(path)).values())
     workers = list({id(value): value for value in found if isinstance(value, Worker)}.values())
     if name is not None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["NETWORK_FILE", "Durability", "Settings", "settings"]
@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     )
     free_tenants: bool = Field(
         default=True, description="Tenants without an account are served for nothing; false: they have no funds."
+    )
+    openai_api_key: SecretStr = Field(
+        default=SecretStr(""), description="Key for the server of `work --openai`, if it wants one.", repr=False
     )
     owner: str = Field(default="local", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Who owns workers started here.")
     user: str = Field(default="", description="User name for the NATS server.")

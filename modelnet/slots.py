@@ -124,9 +124,11 @@ class Slots:
         ]
         return wait_s(self.count, ends, [one.run_s for one in self._queue.values()], now)
 
-    def on_award(self, award: Award, *, suits: bool, now: float, run_s: float) -> tuple[Reason | None, list[Order]]:
+    def on_award(
+        self, award: Award, *, suits: bool, now: float, run_s: float, ready: bool = True
+    ) -> tuple[Reason | None, list[Order]]:
         """Why an award is declined, None if it is confirmed, and what to do. `suits`: whether the worker can do the
-        task at all. `run_s`: how long it is expected to run."""
+        task at all; `ready`: now. `run_s`: how long it is expected to run."""
         key = Key(award.tenant, award.task, award.attempt)
         if (same := self._wanted(key, award.auction)) is not None:  # the same award again: its Confirm was lost
             same.negotiator = award.negotiator
@@ -137,7 +139,7 @@ class Slots:
         orders = [order for one in self._of_task(key) for order in self._stop(one)]
         if not suits:
             return "unsupported", orders
-        if (reason := self.refusal()) is not None:
+        if (reason := self.refusal() or (None if ready else "busy")) is not None:
             return reason, orders
         self._in_hand[key] = one = _InHand(award, award.negotiator, now + award.remaining_ms / 1e3, run_s)
         if len(self._in_hand) - len(self._queue) > self.count:

@@ -38,7 +38,7 @@ from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
-from modelnet.capability import Able, Estimate, Handler, Price, Served
+from modelnet.capability import Able, Estimate, Handler, Price, Quote, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
 from modelnet.errors import ConnectionFailed, UsageError
@@ -91,7 +91,8 @@ class Worker:
         self.slots, self.backlog = slots, backlog
         self._owner = owner or self._settings.owner
         self._labels = dict(labels or {})
-        self._software = software
+        self.software = software
+        """What it runs on, for people; told when it joins."""
         self._instance = m.new_id()
         self._capabilities: dict[str, Served] = {}
         self._attempts = Slots(slots, backlog)
@@ -125,6 +126,8 @@ class Worker:
         estimate: Estimate | None = None,
         continues: bool = False,
         able: Able | None = None,
+        ready: Able | None = None,
+        quote: Quote | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare that the decorated handler serves `pattern`, a capability or a prefix like `normalize.>`.
 
@@ -136,7 +139,8 @@ class Worker:
         `Forecast`, or (p50, p90) in ms, from the features, for engines that know better than what was measured; or
         None. `continues`: the handler yields text only, and begins behind `ctx.resume.text` where that is given.
         `able`: whether it can do an input at all, as the price is told of it: for a model that lacks what the contract
-        has, `False` where the input has it.
+        has, `False` where the input has it. `ready`: whether it can do one now; until then the worker counts as busy.
+        `quote`: the price from the features, instead of `price`, for what is priced by size.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -150,7 +154,7 @@ class Worker:
                 pattern=pattern,
                 contract=loaded.digest,
                 model=model,
-                price=price if isinstance(price, int) else None,
+                price=price if isinstance(price, int) and quote is None else None,
                 quality=quality,
                 continues=continues,
             )
@@ -163,6 +167,8 @@ class Worker:
                 estimate=estimate,
                 deposit=deposit,
                 able=able,
+                ready=ready,
+                quote=quote,
             )
             return handler
 
@@ -293,7 +299,7 @@ class Worker:
             capabilities=tuple(c.card for c in self._capabilities.values()),
             slots=self.slots,
             labels=self._labels,
-            software=self._software,
+            software=self.software,
             instance=self._instance,
         )
 
@@ -462,7 +468,9 @@ class Worker:
         served = self._serving(award.capability)
         suits = served is not None and served.takes(award)
         run_s = self._bidding.run_s(award, served) if served is not None else 0.0
-        reason, orders = self._attempts.on_award(award, suits=suits, now=time.monotonic(), run_s=run_s)
+        ready = served is None or served.is_ready_for(award)
+        now = time.monotonic()
+        reason, orders = self._attempts.on_award(award, suits=suits, now=now, run_s=run_s, ready=ready)
         await self._reply(msg, reason)  # on its way before the handler can take the process along
         self._obey(orders)
 

@@ -49,8 +49,8 @@ def check(
             table.add_row(
                 row["model"],
                 "\n".join(row["capabilities"]),
-                f"{row['price']}" + (f" + {row['price_per_token']} a token" if row["price_per_token"] else ""),
-                row["engine"],
+                _price(row),
+                " ".join(filter(None, [row["engine"], row["url"]])),
                 str(row["slots"]),
                 "" if row["weights"] is None else f"{row['weights'] / 1e6:,.1f} MB",
                 "\n".join(",".join(map(str, devices)) for devices in row["devices"]),
@@ -62,6 +62,11 @@ def check(
     run(work())
 
 
+def _price(row: dict[str, Any]) -> str:
+    further = {"a token": row["price_per_token"], "an input token": row["price_per_input_token"]}
+    return " + ".join([str(row["price"]), *(f"{price:g} {what}" for what, price in further.items() if price)])
+
+
 def _row(config: Any, need: Any) -> dict[str, Any]:
     return {
         "model": config.model,
@@ -69,7 +74,9 @@ def _row(config: Any, need: Any) -> dict[str, Any]:
         "capabilities": config.capabilities,
         "price": config.price,
         "price_per_token": config.price_per_token,
+        "price_per_input_token": config.price_per_input_token,
         "engine": config.engine,
+        "url": config.url,
         "slots": config.slots,
         "weights": need.weights,
         "parallel": need.parallel,

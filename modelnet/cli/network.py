@@ -112,25 +112,90 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
         sys.stderr.write("\n")
 
 
+_SERVER = "A server that runs"
+
+
 def work(
-    file: Annotated[Path, typer.Argument(help="A Python file that declares a Worker, or a TOML file of models.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A Python file that declares a Worker, or a TOML file of models.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
+    openai: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Serve a model of this OpenAI-compatible server: http://host:port/v1. Key: MODELNET_OPENAI_API_KEY.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Its name there; may be left out where it is the only one.", rich_help_panel=_SERVER),
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it serves, several times for several. Default: text.generate.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Tasks at once.", rich_help_panel=_SERVER)] = 64,
+    price: Annotated[int, typer.Option(min=0, help="Micro-credits per task.", rich_help_panel=_SERVER)] = 100,
+    price_per_input_token: Annotated[
+        float, typer.Option(min=0, help="And per token of the input.", rich_help_panel=_SERVER)
+    ] = 0,
+    price_per_output_token: Annotated[
+        float, typer.Option(min=0, help="And per token that the answer may have.", rich_help_panel=_SERVER)
+    ] = 0,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="As many as it may be sent; else it is busy.", rich_help_panel=_SERVER)
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Of prompts and answers together.", rich_help_panel=_SERVER)
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ABILITY", help="What it can't do: tools, logprobs, seed, usage, …", rich_help_panel=_SERVER
+        ),
+    ] = None,
     url: Url = None,
 ) -> None:
-    """Run the workers of a file until Ctrl-C or SIGTERM; what runs is finished first."""
-
-    if not file.is_file():
+    """Run the workers of a file, or a worker in front of a server, until Ctrl-C or SIGTERM; what runs is finished
+    first."""
+    if (file is None) == (openai is None):
+        raise UsageError("name a file, or a server with --openai URL")
+    if file is not None and not file.is_file():
         raise UsageError(f"no such file: {file}")
+    if file is not None and (model or capability):
+        raise UsageError("--model and --capability are of a server: name it with --openai URL")
     config = configured(url)
 
     from modelnet.bus.connection import close, connect
     from modelnet.log import setup_logging
-    from modelnet.run import load_file, run_app
+    from modelnet.run import check_server, load_file, load_server, run_app
     from modelnet.settings import settings
+
+    table = {
+        "engine": "openai",
+        "url": openai,
+        "model": model,
+        "name": name,
+        "capability": tuple(capability or ["text.generate"]),
+        "slots": slots,
+        "price": price,
+        "price_per_input_token": price_per_input_token,
+        "price_per_token": price_per_output_token,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "options": {"lacks": tuple(without or ())},
+    }
 
     async def check() -> int:
         """A worker waits for its server for ever; a person would rather be told."""
         await close(await connect(config, "modelnet-work"))
+        if openai is not None:
+            table["model"] = model or await _only_model(openai)
+            await check_server(table)
         return 0
 
     if url:  # a worker reads its settings when the file is imported
@@ -138,9 +203,26 @@ def work(
         settings.cache_clear()
     if code := complete(check()):
         raise typer.Exit(code)
-    app = load_file(file, name)
+    app = load_server(table) if file is None else load_file(file, name)
     setup_logging(settings())
     run_app(app)
+
+
+async def _only_model(url: str) -> str:
+    """The name of the one model that a server has."""
+    from modelnet.engines.endpoint import Endpoint
+    from modelnet.settings import settings
+
+    endpoint = Endpoint(url, key=settings().openai_api_key)
+    try:
+        names = sorted(one.name for one in await endpoint.models())
+    except ModelnetError as error:
+        raise ModelnetError(f"{endpoint.url}: {error.message}", code=error.wire_code) from None
+    finally:
+        await endpoint.close()
+    if len(names) != 1:
+        raise UsageError(f"{endpoint.url} has {len(names)} models, name one with --model: {', '.join(names[:20])}")
+    return names[0]
 
 
 def drain(

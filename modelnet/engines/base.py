@@ -10,6 +10,7 @@ particular engine; `modelnet.engines.select` picks one.
     ├── BadSampling             bad_sampling         a sampling parameter is out of range
     ├── Unsupported             unsupported          this engine or this model can't do that at all
     ├── DuplicateRequest        duplicate_request    a request of this id is running
+    ├── EngineBusy              busy                 the engine takes nothing more for now
     ├── EngineUnavailable       engine_unavailable   the engine can't be had here, or did not start
     └── EngineDead              engine_dead          the engine ran and runs no longer
 """
@@ -23,6 +24,7 @@ from modelnet.errors import ModelnetError
 from modelnet.messages import TokenLogprob, ToolCallPart
 
 __all__ = [
+    "PLAIN",
     "Ability",
     "BadPrompt",
     "BadSampling",
@@ -30,6 +32,7 @@ __all__ = [
     "DuplicateRequest",
     "Embeddings",
     "Engine",
+    "EngineBusy",
     "EngineDead",
     "EngineError",
     "EngineState",
@@ -48,10 +51,29 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
-Ability = Literal["generate", "tokens", "choices", "logprobs", "penalties", "grammar", "tools", "embed", "score"]
-"""What an engine can do. `generate` is plain: a prompt or a chat, temperature, top_p, top_k, stop, seed. Beyond it:
-`tokens` encode and decode, so that an answer can be gone on with; `choices` several answers at once; `penalties` also
-min_p; `tools` functions in a chat."""
+Ability = Literal[
+    "generate",
+    "prompt",
+    "chat",
+    "top_k",
+    "seed",
+    "tokens",
+    "choices",
+    "logprobs",
+    "penalties",
+    "json",
+    "grammar",
+    "tools",
+    "embed",
+    "score",
+]
+"""What an engine can do. `generate` is answers at all, with temperature, top_p and stop. Beyond it: `prompt` texts and
+`chat` messages to answer; `top_k`, `seed`; `tokens` encode and decode, so that an answer can be gone on with; `choices`
+several answers at once; `penalties` also min_p; `json` answers by a JSON Schema, `grammar` by a pattern or a choice;
+`tools` functions in a chat."""
+
+PLAIN: frozenset[Ability] = frozenset({"generate", "prompt", "chat", "top_k", "seed"})
+"""What an engine can do that draws tokens itself."""
 
 
 class EngineError(ModelnetError):
@@ -90,6 +112,12 @@ class DuplicateRequest(EngineError):
     code = "duplicate_request"
 
 
+class EngineBusy(EngineError):
+    """The engine takes nothing more for now: a server's rate limit is reached."""
+
+    code = "busy"
+
+
 class EngineUnavailable(EngineError):
     """The engine can't be had on this machine, doesn't fit the model, or did not start."""
 
@@ -121,6 +149,11 @@ class Grammar:
         given = [self.json_schema is not None, self.json_object, self.regex is not None, bool(self.choice)]
         if sum(given) != 1:
             raise BadSampling("a grammar has exactly one of json_schema, json_object, regex, choice")
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it is a form of JSON."""
+        return self.json_schema is not None or self.json_object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,11 +245,17 @@ def needed(prompt: Prompt, sampling: Sampling) -> frozenset[Ability]:
     """What an engine must be able to do for this."""
     wants: dict[Ability, bool] = {
         "generate": True,
+        "prompt": prompt.messages is None,
+        "chat": prompt.messages is not None,
+        "top_k": sampling.top_k > 0,
+        "seed": sampling.seed is not None,
+        "tokens": prompt.token_ids is not None,
         "choices": sampling.n > 1,
         "logprobs": sampling.logprobs is not None,
         "penalties": bool(sampling.min_p or sampling.presence_penalty or sampling.frequency_penalty)
         or sampling.repetition_penalty != 1.0,
-        "grammar": sampling.grammar is not None,
+        "json": sampling.grammar is not None and sampling.grammar.is_json,
+        "grammar": sampling.grammar is not None and not sampling.grammar.is_json,
         "tools": bool(prompt.tools),
     }
     return frozenset(ability for ability, wanted in wants.items() if wanted)
@@ -330,14 +369,14 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         """Token ids of a prompt, as the model reads it, and of an answer's beginning behind it.
 
-        Raises `BadPrompt`, `PromptTooLong`. Takes about 1 µs a character.
+        Raises `BadPrompt`, `PromptTooLong`, and `Unsupported` for a model whose tokenizer can't be had.
         """
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Their text, special tokens left out; a character that is not whole is U+FFFD."""
+    async def decode(self, token_ids: list[int]) -> str:
+        """Their text, special tokens left out; a character that is not whole is U+FFFD. Raises `Unsupported`."""
 
     def generate(
         self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
@@ -366,6 +405,10 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """Cheap: called for every bid."""
+
+    def wait_s(self, tokens: int) -> float:
+        """Seconds until a request of so many tokens, prompt and answer, may be given to it: 0 for now, infinite while
+        it can't serve. Cheap: asked before every bid."""
 
     async def health(self) -> None:
         """Raises `EngineDead` if the engine can't serve."""

@@ -1,8 +1,9 @@
 """Going on with an answer that another attempt began, on any engine.
 
 On the same model the answer's token ids are taken as they are, so greedy sampling gives what an uninterrupted run
-would have given. Else its text is tokenized together with the prompt. With a temperature the draws behind the border
-are others than those of an uninterrupted run, also with the same seed: the answer is one that the model could give.
+would have given. Else its text is tokenized together with the prompt, or sent behind it to an engine that tokenizes
+elsewhere. With a temperature the draws behind the border are others than those of an uninterrupted run, also with the
+same seed: the answer is one that the model could give.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from modelnet.engines.base import Chunk, Engine, Prompt, Sampling
+from modelnet.engines.base import Chunk, Engine, Prompt, Sampling, Unsupported
 
 __all__ = ["StopFilter", "continued"]
 
+BYTES_PER_TOKEN = 4
+"""Of English, about."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -61,27 +64,36 @@ async def continued(
     """The rest of an answer of which `text` was given, by the tokens `ids` if they are this model's.
 
     The chunks' text begins behind `text`; their counts are this run's: the answer so far belongs to the prompt, and
-    only new tokens are completion. Raises as `Engine.generate` does.
+    only new tokens are completion. Raises as `Engine.generate` does, and `Unsupported` for a chat on an engine that
+    can't tokenize.
     """
-    before = engine.encode(prompt)
-    answer, held = _whole_characters(engine, before, ids or ())
-    if answer and held.startswith(text):
-        everything, held = [*before, *answer], held[len(text) :]
-    else:
-        everything, held = engine.encode(prompt, text), ""
-    left = sampling.max_tokens - max(len(everything) - len(before), 0)
     stops = StopFilter(sampling.stop)
-    shown, stopped = stops.push(held)
-    nothing = Chunk(text="", token_ids=(), prompt_tokens=len(everything), completion_tokens=0)
-    if stopped or left <= 0 or len(everything) >= engine.max_model_len:
-        last = shown if stopped else shown + stops.end()
-        yield replace(nothing, text=last, finish_reason="stop" if stopped else "length")
-        return
-    if shown:
-        yield replace(nothing, text=shown)
+    try:
+        before = await engine.encode(prompt)
+    except Unsupported:
+        if prompt.text is None:
+            raise
+        # Its tokenizer is not to be had, so how long the answer is can only be guessed.
+        left = max(sampling.max_tokens - len(text.encode()) // BYTES_PER_TOKEN, 1)
+        further = Prompt(text=prompt.text + text, cache_salt=prompt.cache_salt)
+    else:
+        answer, held = await _whole_characters(engine, before, ids or ())
+        if answer and held.startswith(text):
+            everything, held = [*before, *answer], held[len(text) :]
+        else:
+            everything, held = await engine.encode(prompt, text), ""
+        left = sampling.max_tokens - max(len(everything) - len(before), 0)
+        shown, stopped = stops.push(held)
+        nothing = Chunk(text="", token_ids=(), prompt_tokens=len(everything), completion_tokens=0)
+        if stopped or left <= 0 or len(everything) >= engine.max_model_len:
+            last = shown if stopped else shown + stops.end()
+            yield replace(nothing, text=last, finish_reason="stop" if stopped else "length")
+            return
+        if shown:
+            yield replace(nothing, text=shown)
+        further = Prompt(token_ids=tuple(everything), cache_salt=prompt.cache_salt)
     # Stop strings are looked for here: the engine does not know the text before the border.
-    whole = Prompt(token_ids=tuple(everything), cache_salt=prompt.cache_salt)
-    rest = engine.generate(request_id, whole, replace(sampling, max_tokens=left, stop=()), adapter=adapter)
+    rest = engine.generate(request_id, further, replace(sampling, max_tokens=left, stop=()), adapter=adapter)
     async with aclosing(rest):
         async for chunk in rest:
             shown, stopped = stops.push(chunk.text)
@@ -93,11 +105,11 @@ async def continued(
             yield replace(chunk, text=shown)
 
 
-def _whole_characters(engine: Engine, before: list[int], ids: tuple[int, ...]) -> tuple[list[int], str]:
+async def _whole_characters(engine: Engine, before: list[int], ids: tuple[int, ...]) -> tuple[list[int], str]:
     """The ids without those of a character that is not whole yet, and their text behind the prompt's."""
-    start, answer = engine.decode(before), list(ids)
+    start, answer = await engine.decode(before), list(ids)
     while answer:
-        text = engine.decode([*before, *answer])[len(start) :]
+        text = (await engine.decode([*before, *answer]))[len(start) :]
         if not text.endswith(_BROKEN):
             return answer, text
         answer.pop()

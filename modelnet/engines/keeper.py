@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -39,9 +40,10 @@ BACKOFF_S = (0.5, 2.0, 10.0, 30.0, 60.0)
 class KeptEngine:
     """An `Engine` by whichever engine runs now. While there is none, its requests end with `EngineDead`."""
 
-    def __init__(self, open_one: Callable[[], Engine], *, stall_s: float = STALL_S) -> None:
-        """`open_one` opens an engine, not started."""
-        self._open, self._stall_s = open_one, stall_s
+    def __init__(self, open_one: Callable[[], Engine], *, stall_s: float = STALL_S, comes_back: bool = False) -> None:
+        """`open_one` opens an engine, not started. `comes_back`: one whose model runs elsewhere and is found again by
+        the engine itself, so that it is neither asked for its health here nor replaced."""
+        self._open, self._stall_s, self._comes_back = open_one, stall_s, comes_back
         self._engine = open_one()
         self._watching: asyncio.Task[None] | None = None
         self._alarm = asyncio.Event()
@@ -83,13 +85,14 @@ class KeptEngine:
 
     async def start(self) -> None:
         await self._engine.start()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        if not self._comes_back:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
-        return self._engine.encode(prompt, answer)
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+        return await self._engine.encode(prompt, answer)
 
-    def decode(self, token_ids: list[int]) -> str:
-        return self._engine.decode(token_ids)
+    async def decode(self, token_ids: list[int]) -> str:
+        return await self._engine.decode(token_ids)
 
     async def generate(
         self, request_id: str, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None
@@ -115,6 +118,9 @@ class KeptEngine:
 
     def state(self) -> EngineState:
         return self._engine.state()
+
+    def wait_s(self, tokens: int) -> float:
+        return math.inf if self._down else self._engine.wait_s(tokens)
 
     async def health(self) -> None:
         self._require_up()

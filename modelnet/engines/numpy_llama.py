@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelnet.engines.base import (
+    PLAIN,
     Ability,
     Chunk,
     EngineState,
@@ -67,7 +68,7 @@ class NumpyCore:
     """A `StepCore`."""
 
     software = "NumPy"
-    abilities: frozenset[Ability] = frozenset({"generate", "tokens"})
+    abilities: frozenset[Ability] = PLAIN | {"tokens"}
     pooler: Pooler | None = None
 
     def __init__(self, model: str, *, max_model_len: int | None, max_num_seqs: int) -> None:

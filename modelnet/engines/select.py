@@ -13,7 +13,7 @@ from modelnet.engines.weights import count_parameters
 
 __all__ = ["EngineKind", "open_engine"]
 
-EngineKind = Literal["auto", "vllm", "vllm-async", "numpy"]
+EngineKind = Literal["auto", "vllm", "vllm-async", "numpy", "openai", "function"]
 
 # Below this a model is stepped in this process on a CPU; above it a process of its own pays for itself.
 SMALL_PARAMETERS = 50_000_000
@@ -37,8 +37,9 @@ def open_engine(
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
     by machine and size. `tool_parser`: vLLM's name of the syntax in which the model calls functions. `adapters`:
     folders of LoRA adapters by name, `max_loras` of them loaded at once. `options` are vLLM's engine arguments; NumPy
-    knows max_model_len and max_num_seqs of them, and neither parsers nor adapters. Raises `EngineUnavailable`, saying
-    what to install.
+    knows max_model_len and max_num_seqs of them, and neither parsers nor adapters. `openai` asks a server that runs:
+    `options` are those of `OpenAIEngine`, with the `url` of its API. `function` calls what the Python file `model`
+    defines. Raises `EngineUnavailable`, saying what to install.
     """
     if kind == "auto":
         kind = _choose(model)
@@ -46,6 +47,15 @@ def open_engine(
             ignored = sorted(options.keys() - set(_NUMPY_OPTIONS))
             _log.warning("engine_fallback", model=model, engine="numpy", missing="vllm", ignored_options=ignored)
             options = {name: value for name, value in options.items() if name in _NUMPY_OPTIONS}
+    if kind == "openai":
+        from modelnet.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(model, **options)
+    if kind == "function":
+        from modelnet.engines.function import FunctionEngine, load_functions
+
+        functions: dict[str, Any] = dict(load_functions(model))
+        return FunctionEngine(Path(model).name, **functions, **options)
     if kind == "numpy":
         if unknown := sorted(options.keys() - set(_NUMPY_OPTIONS)):
             raise EngineUnavailable(f"the NumPy engine has no option {', '.join(unknown)}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,11 +109,11 @@ class ThreadEngine:
                 raise
             raise EngineUnavailable(f"{self.model} did not start: {error}") from error
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         self._require_alive()
         return self._core.encode(prompt, answer)
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         self._require_alive()
         return self._core.decode(token_ids)
 
@@ -219,6 +220,9 @@ class ThreadEngine:
         # A burst is known here before the stepping thread has taken it in.
         unfinished = sum(not stream.finished for stream in self._streams.values())
         return replace(state, waiting=max(state.waiting, unfinished - state.running))
+
+    def wait_s(self, tokens: int) -> float:
+        return 0.0 if self._dead is None and self._loop is not None else math.inf
 
     async def health(self) -> None:
         self._require_alive()

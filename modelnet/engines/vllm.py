@@ -8,6 +8,7 @@ All in-process engines share one thread: vLLM keeps its forward context and curr
 """
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -257,10 +258,10 @@ class VllmAsyncEngine:
         arguments = engine_args({"disable_log_stats": True, **self._options.arguments(self.model)})
         return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return self._require_loaded().encoder.encode(prompt, answer)
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         return self._require_loaded().encoder.decode(token_ids)
 
     def _require_loaded(self) -> LoadedModel:
@@ -395,6 +396,9 @@ class VllmAsyncEngine:
             waiting=unfinished - running + self._arriving,
             kv_cache_usage=last.kv_cache_usage if unfinished else 0.0,
         )
+
+    def wait_s(self, tokens: int) -> float:
+        return math.inf if self._closed or self._llm is None or self._llm.errored else 0.0
 
     async def health(self) -> None:
         if self._closed:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from modelnet.engines.base import Ability, Prompt, Sampling
+from modelnet.engines.base import PLAIN, Ability, Prompt, Sampling
 from modelnet.engines.pooling import Pooler
 from modelnet.engines.vllm_requests import Counter, sampling_params
 from modelnet.engines.vllm_setup import engine_options
@@ -15,7 +15,7 @@ from modelnet.engines.vllm_tools import ToolSyntax, forcing_grammar
 
 __all__ = ["LoadedModel", "VllmOptions"]
 
-GENERATES: frozenset[Ability] = frozenset({"generate", "tokens", "choices", "logprobs", "penalties", "grammar"})
+GENERATES: frozenset[Ability] = PLAIN | {"tokens", "choices", "logprobs", "penalties", "json", "grammar"}
 
 
 @dataclass(frozen=True, slots=True)

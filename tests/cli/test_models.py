@@ -78,6 +78,13 @@ def test_what_is_wrong_is_told_by_check_and_by_work(tmp_path: Path, capsys: pyte
         ('[[models]]\nmodel = "a/b"\ndevices = [0]\nreplicas = [[1]]\n', "give one of the two"),
         ('[[models]]\nmodel = "a/b"\ndtype = "float32"\noptions = { dtype = "float16" }\n', "dtype stands in"),
         ('[[models]]\nmodel = "a/b"\ncapability = "text.embed"\n[models.adapters.a]\npath = "a"\n', "adapters are of"),
+        ('[[models]]\nmodel = "a/b"\nurl = "http://x/v1"\n', "go together"),
+        ('[[models]]\nmodel = "a/b"\nengine = "openai"\n', "go together"),
+        ('[[models]]\nmodel = "a/b"\nkey_variable = "K"\n', "only of a server that runs"),
+        ('[[models]]\nmodel = "a.py"\nengine = "function"\ndevices = [0]\n', "only of a model that is loaded here"),
+        ('[[models]]\nmodel = "a/b"\ncapability = []\n', "capability"),
+        ('[[models]]\nmodel = "a/b"\ncapability = ["text.generate", "text.embed"]\n', "not both"),
+        ('[[models]]\nmodel = "a/b"\ncapability = "text.embed"\nprice_per_token = 1\n', "price_per_input_token"),
         ('[[model]]\nmodel = "a/b"\n', "unknown model"),
         ("models = 3\n", "names no models"),
         ("models = [3]\n", "model 1"),
@@ -161,6 +168,31 @@ def test_names_that_vllm_does_not_know(model: Path) -> None:
     assert "no tool parser nobody" in found(CPU, {"model": str(model), "tool_parser": "nobody"})
     assert "no engine option kv_cash" in found(CPU, {"model": str(model), "options": {"kv_cash": 1}})
     assert found(CPU, {"model": str(model), "tool_parser": "hermes", "options": {"max_num_seqs": 4}}) == ""
+
+
+def test_servers_and_functions_take_nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = {"model": "big-1", "engine": "openai", "url": "http://127.0.0.1:1/v1"}
+    assert found(TWO, server, server) == ""
+    assert found(CPU, {"model": str(tmp_path / "no.py"), "engine": "function"}).endswith("there is no such Python file")
+    (tmp_path / "answers.py").write_text("def answer(prompt, sampling): ...")
+    assert found(CPU, {"model": str(tmp_path / "answers.py"), "engine": "function"}) == ""
+    monkeypatch.delenv("FAR_KEY", raising=False)
+    assert "the environment has no FAR_KEY" in found(CPU, {**server, "key_variable": "FAR_KEY"})
+
+
+def test_a_server_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "workers.toml"
+    (tmp_path / "big-1").mkdir()  # its name there is no folder here
+    file.write_text(
+        '[[models]]\nmodel = "big-1"\nengine = "openai"\nurl = "http://127.0.0.1:1/v1"\nprice = 0\n'
+        'capability = ["text.generate", "text.embed"]\nprice_per_token = 0.5\nprice_per_input_token = 0.1\n'
+    )
+    assert invoke(["models", "check", str(file), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert (row["model"], row["capabilities"]) == ("big-1", ["text.generate", "text.embed"])
+    assert (row["url"], row["weights"]) == ("http://127.0.0.1:1/v1", None)
+    assert invoke(["models", "check", str(file)]) == 0
+    assert "0 + 0.5 a token + 0.1 an input token" in capsys.readouterr().out
 
 
 def test_numpy_cannot_do_all(model: Path) -> None:

@@ -101,7 +101,7 @@ async def test_several_answers_end_one_by_one_and_all_their_tokens_count(engine:
     for one in answers.values():
         assert [chunk.finish_reason for chunk in one] == [None] * (len(one) - 1) + ["length"]
     assert chunks[-1].completion_tokens == 4 * 9 == len(ids_of(chunks))
-    assert {chunk.prompt_tokens for chunk in chunks} == {len(engine.encode(FOX))}
+    assert {chunk.prompt_tokens for chunk in chunks} == {len(await engine.encode(FOX))}
 
 
 async def test_several_greedy_answers_are_one(engine: Engine) -> None:
@@ -125,7 +125,7 @@ async def test_logprobs_are_of_the_tokens_and_of_the_likeliest(engine: Engine) -
     told = [one for chunk in chunks for one in chunk.logprobs or ()]
     assert len(told) == GREEDY.max_tokens
     for one, token in zip(told, ids_of(chunks), strict=True):
-        assert one.token == engine.decode([token])
+        assert one.token == await engine.decode([token])
         assert len(one.top) == 3
         assert one.top[0].logprob == one.logprob  # greedy: the likeliest was drawn
         assert sorted((other.logprob for other in one.top), reverse=True) == [other.logprob for other in one.top]

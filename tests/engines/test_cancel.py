@@ -31,7 +31,7 @@ async def test_a_cancel_frees_the_engine(nats_server: EmbeddedNats, chain_folder
     config = fast(nats_server.url)
     name = f"endless-{kind}"
     served = Served(ModelConfig(model=chain_folder.name, name=name, engine=kind), config)
-    await served.engine.start()
+    await served.start()
     try:
         async with Network(config) as network:
             await network.negotiator()
@@ -70,4 +70,4 @@ async def test_a_cancel_frees_the_engine(nats_server: EmbeddedNats, chain_folder
             after = served.engine.state()
             assert (after.running, after.waiting, after.kv_cache_usage) == (0, 0, 0)
     finally:
-        await served.engine.close()
+        await served.close()

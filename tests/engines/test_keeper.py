@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import signal
@@ -50,16 +51,17 @@ class Scripted:
     running: int = 0
     closing: asyncio.Event | None = None
     closed: bool = False
+    asked_for_health: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         if self.refuses:
             raise EngineUnavailable("no memory")
 
-    def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
+    async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return [1]
 
-    def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int]) -> str:
         return ""
 
     async def generate(
@@ -85,7 +87,11 @@ class Scripted:
     def state(self) -> EngineState:
         return EngineState(running=self.running, waiting=0, max_running=8, kv_cache_usage=0.0, steps=self.steps)
 
+    def wait_s(self, tokens: int) -> float:
+        return 0.0
+
     async def health(self) -> None:
+        self.asked_for_health = True
         if self.dead:
             raise EngineDead("killed")
 
@@ -105,9 +111,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watched:
     """A kept engine, and what it has told."""
 
-    def __init__(self, *engines: Engine, stall_s: float = 60.0) -> None:
+    def __init__(self, *engines: Engine, stall_s: float = 60.0, comes_back: bool = False) -> None:
         waiting = list(engines)
-        self.kept = KeptEngine(lambda: waiting.pop(0), stall_s=stall_s)
+        self.kept = KeptEngine(lambda: waiting.pop(0), stall_s=stall_s, comes_back=comes_back)
         self.reasons: list[str] = []
         self.down, self.up, self.lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.kept.on_down, self.kept.on_up, self.kept.on_lost = self._down, self.up.set, self.lost.set
@@ -128,12 +134,14 @@ async def test_one_that_dies_is_replaced_however_often_the_next_does_not_start()
     assert len(await answer(watched.kept, Prompt(text="a"), GREEDY)) == 1
     first.dead = True
     await until(watched.down)
+    assert watched.kept.wait_s(1) == math.inf
     with pytest.raises(EngineDead, match="being replaced"):
         await answer(watched.kept, Prompt(text="a"), GREEDY)
     with pytest.raises(EngineDead):
         await watched.kept.health()
     await until(watched.up)
     assert first.closed
+    assert watched.kept.wait_s(1) == 0
     assert watched.kept.current is last
     assert (watched.reasons, watched.kept.restarts) == (["killed"], 1)
     assert len(await answer(watched.kept, Prompt(text="a"), GREEDY)) == 1
@@ -167,6 +175,20 @@ async def test_one_that_makes_steps_or_has_no_work_or_tells_no_steps_is_left_alo
     assert [one.reasons for one in watched] == [[], [], []]
     for one in watched:
         await one.kept.close()
+
+
+async def test_one_that_comes_back_by_itself_is_not_asked_for_its_health() -> None:
+    away, dies = Scripted(dead=True), Scripted(dead=True)
+    left_alone, watched = Watched(away, comes_back=True), Watched(dies, Scripted())
+    for one in (left_alone, watched):
+        await one.kept.start()
+    await until(watched.up)
+    assert dies.asked_for_health
+    assert not away.asked_for_health
+    assert left_alone.reasons == []
+    for one in (left_alone, watched):
+        await one.kept.close()
+    assert away.closed
 
 
 async def test_one_that_cannot_be_closed_is_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

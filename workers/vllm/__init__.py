@@ -9,6 +9,7 @@ the file says. In a checkout the default is examples/specialists/workers.toml. R
     inputs     between the contracts and the engine's interface
     served     one model: its engine, kept running, and the worker that answers with it
     replicas   models with devices of their own, each in a process of its own
+    servers    models told as tables, not in a file: of servers that run
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from modelnet.errors import UsageError
 from workers.vllm.config import AdapterConfig, ModelConfig, read_config
 from workers.vllm.replicas import make_app
 from workers.vllm.served import Served
+from workers.vllm.servers import check_models, models_app
 
-__all__ = ["AdapterConfig", "ModelConfig", "Served", "make_app", "read_config"]
+__all__ = ["AdapterConfig", "ModelConfig", "Served", "check_models", "make_app", "models_app", "read_config"]
 
 FILE_VARIABLE = "MODELNET_WORKERS_FILE"
 SPECIALISTS = Path(__file__).resolve().parents[2] / "examples" / "specialists" / "workers.toml"

@@ -1,5 +1,6 @@
 """Whether this machine can do what a workers file says, found out before anything loads: folders, adapters, devices,
-memory. Nothing of vLLM is imported but for the names of tool parsers and engine options, where a model has some."""
+memory. Servers are not asked. Nothing of vLLM is imported but for the names of tool parsers and engine options, where a
+model has some."""
 
 from __future__ import annotations
 
@@ -68,6 +69,8 @@ class Need:
 
 def need_of(config: ModelConfig) -> Need:
     """As far as can be told without loading it."""
+    if not config.loads:
+        return Need(None, 1)
     folder = Path(config.model)
     files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")] if folder.is_dir() else []
     weights = sum(file.stat().st_size for file in files) if files else None
@@ -86,15 +89,25 @@ def problems(models: Sequence[ModelConfig], machine: Machine) -> list[str]:
     """What stands in the way, a line each."""
     return [
         *(f"{config.model}: {line}" for config in models for line in _of_model(config, machine)),
-        *_together(models, machine),
+        *_together([config for config in models if config.loads], machine),
     ]
 
 
 def _of_model(config: ModelConfig, machine: Machine) -> Iterator[str]:
+    if not config.loads:
+        yield from _elsewhere(config)
+        return
     yield from _folder(config)
     yield from _engine(config, machine)
     yield from _devices(config, machine)
     yield from _adapters(config)
+
+
+def _elsewhere(config: ModelConfig) -> Iterator[str]:
+    if config.engine == "function" and not Path(config.model).is_file():
+        yield "there is no such Python file"
+    if config.key_variable is not None and config.key_variable not in os.environ:
+        yield f"the environment has no {config.key_variable}, which is to have the server's key"
 
 
 def _folder(config: ModelConfig) -> Iterator[str]:
@@ -119,7 +132,7 @@ def _engine(config: ModelConfig, machine: Machine) -> Iterator[str]:
         if config.adapters:
             yield "the NumPy engine has no adapters"
         if config.pools:
-            yield f"the NumPy engine does not serve {config.capability}"
+            yield f"the NumPy engine does not serve {', '.join(config.declared)}"
         return
     if not machine.vllm:
         if config.engine != "auto" or config.adapters or config.pools:

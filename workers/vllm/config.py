@@ -1,21 +1,36 @@
-"""The workers file: which models, as what, for how much, on which devices."""
+"""The workers file: which models, as what, for how much, on which devices or servers."""
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from modelnet.bus.journal import first_error
-from modelnet.engines import EngineKind, load_recipe
+from modelnet.engines import Engine, EngineKind, ModelRecipe, load_recipe, open_engine
 from modelnet.engines.keeper import STALL_S
 from modelnet.errors import UsageError
 from modelnet.messages import Capability, Identifier
+from modelnet.settings import settings
 from modelnet.worker import BACKLOG
 
-__all__ = ["AdapterConfig", "ModelConfig", "read_config"]
+__all__ = ["AdapterConfig", "Kind", "ModelConfig", "kind_of", "read_config"]
+
+Kind = Literal["generate", "embed", "score"]
+"""What an engine must be able to do for a capability."""
+
+
+def kind_of(capability: str) -> Kind:
+    """Vectors for text.embed and what is below it, scores for text.rerank, and text for all else."""
+    kinds: dict[str, Kind] = {"text.embed": "embed", "text.rerank": "score"}
+    return next(
+        (kind for root, kind in kinds.items() if capability == root or capability.startswith(f"{root}.")), "generate"
+    )
 
 
 class AdapterConfig(BaseModel):
@@ -34,26 +49,38 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(min_length=1, description="Folder, relative to the file, or Hugging Face name.")
+    model: str = Field(
+        min_length=1,
+        description="Folder, relative to the file, or Hugging Face name; its name on a server; or a Python file.",
+    )
     name: Identifier | None = Field(
         default=None, description="Id on the network; the recipe's or model's name if absent."
     )
-    capability: Capability = Field(
+    capability: Capability | Annotated[tuple[Capability, ...], Field(min_length=1)] = Field(
         default="text.generate",
-        description="What a model without a modelnet.json serves. text.embed and text.rerank, and what is below them, "
-        "make it a pooling model.",
+        description="What a model without a modelnet.json serves: one, or a list. text.embed and text.rerank, and what "
+        "is below them, make it a pooling model.",
     )
     price: int = Field(default=100, ge=0, description="Micro-credits per task, unless its modelnet.json says.")
-    price_per_token: int = Field(
-        default=0,
-        ge=0,
-        description="Micro-credits on top: per token of max_tokens, for each answer; of a pooling model per 4 "
-        "characters of input.",
+    price_per_token: float = Field(
+        default=0, ge=0, description="Micro-credits on top: per token of max_tokens, for each answer."
+    )
+    price_per_input_token: float = Field(
+        default=0, ge=0, description="Micro-credits on top: per token of the input, taken to be 3 bytes."
     )
     quality: float | None = Field(default=None, ge=0, le=1, description="Claimed share of good answers.")
     slots: int = Field(default=64, ge=1, description="Tasks at once.")
     backlog: int = Field(default=BACKLOG, ge=0, description="Tasks that wait here for a slot.")
-    engine: EngineKind = Field(default="auto", description="auto, vllm, vllm-async or numpy.")
+    engine: EngineKind = Field(
+        default="auto",
+        description="auto, vllm, vllm-async or numpy; openai: a server that runs; function: a Python file.",
+    )
+    url: str | None = Field(default=None, description="Of the API of an OpenAI-compatible server: http://host:port/v1.")
+    key_variable: str | None = Field(
+        default=None, description="Environment variable with the server's key; MODELNET_OPENAI_API_KEY if absent."
+    )
+    requests_per_minute: int | None = Field(default=None, ge=1, description="As many as the server may be sent.")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers together.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = Field(
         default=None, description="Of weights and activations; the model's own if absent."
     )
@@ -83,26 +110,95 @@ class ModelConfig(BaseModel):
         default_factory=dict, description="Passed to the engine as they are: any of vLLM's engine arguments."
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if wrong := next(self._misplaced(), None):
+            raise ValueError(wrong)
+        return self
+
+    def _misplaced(self) -> Iterator[str]:
+        given = self.model_fields_set
+        if (self.engine == "openai") != (self.url is not None):
+            yield 'a url and engine = "openai" go together'
+        if self.engine != "openai" and (found := sorted(_OF_SERVERS & given)):
+            yield f'{", ".join(found)}: only of a server that runs, engine = "openai"'
+        if not self.loads and (found := sorted(_OF_LOADED & given)):
+            yield f'{", ".join(found)}: only of a model that is loaded here, not of engine = "{self.engine}"'
+        if self.loads and len({kind_of(one) == "generate" for one in self.declared}) > 1:
+            yield "capability: a model that is loaded here generates or pools, not both"
+        if self.pools and self.price_per_token:
+            yield "price_per_token is of tokens that are drawn: vectors and scores have a price_per_input_token"
+        if self.adapters and self.pools:
+            yield f"adapters are of models that generate, not of {', '.join(self.declared)}"
+
+    @property
+    def loads(self) -> bool:
+        """Whether it is loaded on this machine: it is neither on a server that runs nor a Python function."""
+        return self.engine not in ("openai", "function")
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """What a model without a modelnet.json serves, its adapters aside."""
+        return (self.capability,) if isinstance(self.capability, str) else self.capability
+
     @property
     def pools(self) -> bool:
         """Whether it gives vectors or scores instead of text."""
-        return any(self.capability == root or self.capability.startswith(f"{root}.") for root in _POOLING)
+        return all(kind_of(capability) != "generate" for capability in self.declared)
 
     def adapter_capability(self, name: str) -> str:
         """What an adapter serves."""
-        return self.adapters[name].capability or f"{self.capability}.{name.lower()}"
+        return self.adapters[name].capability or f"{self.declared[0]}.{name.lower()}"
+
+    @property
+    def recipe(self) -> ModelRecipe | None:
+        """Its modelnet.json, if it has one. Raises `BadRecipe`."""
+        return load_recipe(self.model) if self.loads and Path(self.model).is_dir() else None
 
     @property
     def capabilities(self) -> list[str]:
         """All that it serves. Raises `BadRecipe`."""
-        recipe = load_recipe(self.model) if Path(self.model).is_dir() else None
-        if recipe is not None:
+        if (recipe := self.recipe) is not None:
             return list(recipe.capabilities)
-        return [self.capability, *(self.adapter_capability(name) for name in self.adapters)]
+        return [*self.declared, *(self.adapter_capability(name) for name in self.adapters)]
+
+    @property
+    def worker(self) -> str:
+        """Its id on the network: its name, its recipe's, or one that the model's name makes: of letters, digits, - and
+        _, 64 at most. Raises `BadRecipe`."""
+        if self.name is not None:
+            return self.name
+        named = recipe.name if (recipe := self.recipe) else Path(self.model).name
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", named).strip("-")[:64] or "model"
+
+    def open(self) -> Engine:
+        """Its engine, not started. Raises `UsageError`, `EngineUnavailable`."""
+        try:
+            return open_engine(self.model, kind=self.engine, **self.engine_options)
+        except TypeError as error:
+            raise UsageError(f"{self.model}: options: {error}") from None
+
+    def _key(self) -> SecretStr:
+        if self.key_variable is None:
+            return settings().openai_api_key
+        if self.key_variable not in os.environ:
+            raise UsageError(f"{self.model}: the environment has no {self.key_variable}")
+        return SecretStr(os.environ[self.key_variable])
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What `open_engine` takes beside model and kind."""
+        """What `open_engine` takes beside model and kind. Raises `UsageError` for a key that is not there."""
+        if not self.loads:
+            elsewhere: dict[str, Any] = {"concurrency": self.slots}
+            if self.engine == "openai":
+                elsewhere |= {
+                    "url": self.url,
+                    "key": self._key(),
+                    "max_model_len": self.max_model_len,
+                    "requests_per_minute": self.requests_per_minute,
+                    "tokens_per_minute": self.tokens_per_minute,
+                }
+            return elsewhere | self.options
         named = {
             "dtype": self.dtype,
             "max_model_len": self.max_model_len,
@@ -127,7 +223,20 @@ class ModelConfig(BaseModel):
         return (self.devices,) if self.devices is not None else ()
 
 
-_POOLING = ("text.embed", "text.rerank")
+_OF_SERVERS = frozenset({"key_variable", "requests_per_minute", "tokens_per_minute"})
+_OF_LOADED = frozenset(
+    {
+        "dtype",
+        "gpu_memory",
+        "tensor_parallel_size",
+        "devices",
+        "replicas",
+        "tool_parser",
+        "adapters",
+        "max_loras",
+        "stall_s",
+    }
+)
 
 
 def read_config(path: Path) -> list[ModelConfig]:
@@ -155,8 +264,6 @@ def _read(path: Path, number: int, table: Any) -> ModelConfig:
         raise UsageError(f"{where}: {first_error(error)}") from None
     if config.devices is not None and config.replicas is not None:
         raise UsageError(f"{where}: devices are of one worker, replicas of several: give one of the two")
-    if config.adapters and config.pools:
-        raise UsageError(f"{where}: adapters are of models that generate, not of {config.capability}")
     clash = [
         name
         for name, field in (
@@ -174,9 +281,10 @@ def _read(path: Path, number: int, table: Any) -> ModelConfig:
 
 
 def _placed(folder: Path, config: ModelConfig) -> ModelConfig:
-    """With folders relative to the file made absolute."""
+    """With folders and Python files relative to the file made absolute."""
     changes: dict[str, Any] = {}
-    if (at := folder / config.model).is_dir():
+    at = folder / config.model
+    if config.engine == "function" or (config.loads and at.is_dir()):
         changes["model"] = str(at)
     if config.adapters:
         changes["adapters"] = {

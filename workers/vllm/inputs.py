@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from modelnet import Piece
 from modelnet.engines import Ability, Chunk, Grammar, Prompt, Sampling
 from modelnet.messages import TokenAlternative, TokenLogprob
 
-__all__ = ["Answers", "length_price", "needed", "prompt_of", "sampling_of", "token_price"]
+__all__ = ["Answers", "most_tokens", "needed", "prompt_of", "sampling_of"]
 
 _PENALTIES = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 _AS_THEY_ARE = ("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs", *_PENALTIES)
@@ -18,11 +18,17 @@ _AS_THEY_ARE = ("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "log
 
 def needed(input: Mapping[str, Any]) -> set[Ability]:
     """What an engine must be able to do for an input, or for one of which only the shape is known."""
+    grammar = input.get("grammar") or {}
     wants: dict[Ability, bool] = {
+        "prompt": "prompt" in input,
+        "chat": "messages" in input,
+        "top_k": "top_k" in input,
+        "seed": "seed" in input,
         "choices": input.get("n", 1) > 1,
         "logprobs": "logprobs" in input,
         "penalties": any(name in input for name in _PENALTIES),
-        "grammar": "grammar" in input,
+        "json": "json_schema" in grammar or "json_object" in grammar,
+        "grammar": "regex" in grammar or "choice" in grammar,
         "tools": "tools" in input,
     }
     return {ability for ability, wanted in wants.items() if wanted}
@@ -48,31 +54,14 @@ def sampling_of(input: Mapping[str, Any]) -> Sampling:
     return Sampling(**given, stop=(stop,) if isinstance(stop, str) else tuple(stop), grammar=grammar)
 
 
-def token_price(base: int, per_token: int) -> int | Callable[[dict[str, Any]], int]:
-    """A price by the tokens that may be drawn."""
-    if not per_token:
-        return base
-
-    def price(input: dict[str, Any]) -> int:
-        return base + per_token * int(input.get("max_tokens") or Sampling().max_tokens) * int(input.get("n") or 1)
-
-    return price
-
-
-def length_price(base: int, per_token: int) -> int | Callable[[dict[str, Any]], int]:
-    """A price by the length of the texts that are read: their tokens are not known to who sees lengths."""
-    if not per_token:
-        return base
-
-    def price(input: dict[str, Any]) -> int:
-        texts = [
-            *input.get("texts", ()),
-            *(input.get("documents", ())),
-            *([input["query"]] if "query" in input else ()),
-        ]
-        return base + per_token * sum(-(-len(text) // 4) for text in texts)
-
-    return price
+def most_tokens(input: Mapping[str, Any]) -> int:
+    """What an input may use, prompt and answer: a token of it is about four characters."""
+    messages = input.get("messages")
+    texts = [input.get("prompt"), input.get("query"), *(input.get("texts") or ()), *(input.get("documents") or ())]
+    texts += [one.get("content") for one in messages] if isinstance(messages, list | tuple) else []
+    read = sum(len(text) for text in texts if isinstance(text, str)) // 4 + 1
+    answers = int(input.get("n") or 1) if "prompt" in input or "messages" in input else 0
+    return read + answers * int(input.get("max_tokens") or Sampling().max_tokens)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -20,7 +21,7 @@ from workers.vllm.check import require_possible
 from workers.vllm.config import ModelConfig, read_config
 from workers.vllm.served import Served
 
-__all__ = ["make_app"]
+__all__ = ["app_of", "make_app"]
 
 log = structlog.get_logger("vllm_worker")
 
@@ -36,14 +37,14 @@ def make_app(path: Path) -> FastStream:
     models = read_config(path)
     part = os.environ.get(PART)
     if part is not None:
-        return _app([_of_part(models, part)], [])
+        return app_of([_of_part(models, part)])
     require_possible(path, models)
     children = [
         _child(path, model, replica, devices)
         for model, config in enumerate(models)
         for replica, devices in enumerate(config.processes)
     ]
-    return _app([config for config in models if not config.processes], children)
+    return app_of([config for config in models if not config.processes], children)
 
 
 def _of_part(models: list[ModelConfig], part: str) -> ModelConfig:
@@ -52,11 +53,11 @@ def _of_part(models: list[ModelConfig], part: str) -> ModelConfig:
         config, several = models[model], len(models[model].processes) > 1
     except (ValueError, IndexError):
         raise UsageError(f"{PART}={part} is no part of the workers file") from None
-    name = config.name or Path(config.model).name
-    return config.model_copy(update={"name": f"{name}-{replica + 1}"}) if several else config
+    return config.model_copy(update={"name": f"{config.worker}-{replica + 1}"}) if several else config
 
 
-def _app(models: list[ModelConfig], children: list[ChildProcess]) -> FastStream:
+def app_of(models: Sequence[ModelConfig], children: Sequence[ChildProcess] = ()) -> FastStream:
+    """Models in this process, and processes that serve others, as one FastStream app."""
     served = [Served(config) for config in models]
 
     async def start() -> None:

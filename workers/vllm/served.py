@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,20 +16,18 @@ import structlog
 from modelnet import Context, Piece, Reject, Worker
 from modelnet.contracts import sketch, standard_contract
 from modelnet.engines import (
-    BadPrompt,
     BadSampling,
     CapabilityRecipe,
     Chunk,
     Engine,
+    EngineBusy,
     EngineDead,
     EngineError,
+    EngineUnavailable,
     ModelRecipe,
     Prompt,
     Sampling,
-    Unsupported,
     continued,
-    load_recipe,
-    open_engine,
 )
 from modelnet.engines.base import needed as needed_for
 from modelnet.engines.experience import Experience
@@ -38,9 +35,10 @@ from modelnet.engines.keeper import KeptEngine
 from modelnet.engines.outlook import Outlook
 from modelnet.estimates import Forecast
 from modelnet.messages import HANDED_ON, Contract, Features
+from modelnet.pricing import TokenPrice
 from modelnet.settings import Settings, settings
-from workers.vllm.config import ModelConfig
-from workers.vllm.inputs import Answers, length_price, needed, prompt_of, sampling_of, token_price
+from workers.vllm.config import ModelConfig, kind_of
+from workers.vllm.inputs import Answers, most_tokens, needed, prompt_of, sampling_of
 
 __all__ = ["Served"]
 
@@ -61,15 +59,11 @@ class Served:
         """`network`: settings of the worker's connection, else this process's. `open_one` opens its engine, else the
         one that the config names."""
         self.config = config
-        self.engine = KeptEngine(
-            open_one or (lambda: open_engine(config.model, kind=config.engine, **config.engine_options)),
-            stall_s=config.stall_s,
-        )
-        recipe = load_recipe(config.model) if Path(config.model).is_dir() else None
-        name = config.name or (recipe.name if recipe else Path(config.model).name)
-        self._model = recipe.name if recipe else config.model
+        self.engine = KeptEngine(open_one or config.open, stall_s=config.stall_s, comes_back=config.engine == "openai")
+        self._recipe = config.recipe
+        self._model = self._recipe.name if self._recipe else config.model
         self.worker = Worker(
-            name, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
+            config.worker, slots=config.slots, backlog=config.backlog, software=self.engine.software, config=network
         )
         self._requests = 0
         self._at_work: Counter[TaskKey] = Counter()
@@ -77,20 +71,17 @@ class Served:
         """By task, with which engines, counted, it was in hand when they went down."""
         self._turns: set[asyncio.Task[None]] = set()
         learned = (network or settings()).data / "learned"
-        self._outlook = Outlook(self.engine, Experience(learned, name, config.model, self.engine.software))
+        self._outlook = Outlook(self.engine, Experience(learned, config.worker, config.model, self.engine.software))
         self.engine.on_down, self.engine.on_up, self.engine.on_lost = self._pause, self._resume, self._end_process
-        if recipe is not None:
-            self._declare_recipe(recipe)
-        elif config.pools:
-            self._declare_pooling()
-        else:
-            self._declare_generation()
 
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Load the model, and recall how long its answers took when it ran before."""
+        """Load the model, or find its server; declare what it can serve; and recall how long its answers took when it
+        ran before. Raises `EngineUnavailable`."""
         await self.engine.start()
+        self.worker.software = self.engine.software
+        self._declare()
         recalled = self._outlook.recall()
         engine = type(self.engine.current).__name__
         log.info("engine_started", model=self.config.model, engine=engine, experienced=recalled)
@@ -129,6 +120,34 @@ class Served:
 
     # ------------------------------------------------------------------ what it serves
 
+    def _declare(self) -> None:
+        """Now that it is known what the engine can do."""
+        if self._recipe is not None:
+            self._declare_recipe(self._recipe)
+            return
+        for capability in self.config.declared:
+            if (kind := kind_of(capability)) not in self.engine.abilities:
+                can = ", ".join(sorted(self.engine.abilities))
+                raise EngineUnavailable(f"{self.config.model} can't serve {capability}; what it can: {can}")
+            if kind == "generate":
+                self._declare_text(capability, None, self.config.price, self.config.quality, self._model)
+            else:
+                self._declare_pooling(capability)
+        for name, adapter in self.config.adapters.items():
+            price = self.config.price if adapter.price is None else adapter.price
+            quality = adapter.quality if adapter.quality is not None else self.config.quality
+            self._declare_text(self.config.adapter_capability(name), name, price, quality, f"{self._model}+{name}")
+
+    def _ready(self, input: dict[str, Any]) -> bool:
+        return self.engine.wait_s(most_tokens(input)) == 0
+
+    def _quote(self, price: int, *, answers: bool) -> TokenPrice | None:
+        """None for a price that is the same for all. `answers`: whether tokens are drawn."""
+        per_answer, per_input = self.config.price_per_token if answers else 0, self.config.price_per_input_token
+        if not (per_answer or per_input):
+            return None
+        return TokenPrice(price, per_input, per_answer, Sampling().max_tokens)
+
     def _declare_recipe(self, recipe: ModelRecipe) -> None:
         for capability, mapped in recipe.capabilities.items():
             self.worker.capability(
@@ -138,6 +157,7 @@ class Served:
                 model=recipe.name,
                 estimate=self._estimate(mapped.sampling.max_tokens),
                 able=self._able_with(mapped.sampling),
+                ready=self._ready,
             )(self._mapped(mapped))
 
     def _able_with(self, sampling: Sampling) -> Callable[[dict[str, Any]], bool]:
@@ -159,26 +179,23 @@ class Served:
 
         return answer
 
-    def _declare_generation(self) -> None:
-        config = self.config
-        self._declare_text(config.capability, None, config.price, config.quality, self._model)
-        for name, adapter in config.adapters.items():
-            price = config.price if adapter.price is None else adapter.price
-            quality = adapter.quality if adapter.quality is not None else config.quality
-            self._declare_text(config.adapter_capability(name), name, price, quality, f"{self._model}+{name}")
-
     def _declare_text(
         self, capability: str, adapter: str | None, price: int, quality: float | None, model: str
     ) -> None:
+        abilities = self.engine.abilities
+
         @self.worker.capability(
             capability,
             contract=_contract(capability),
-            price=token_price(price, self.config.price_per_token),
+            price=price,
+            quote=self._quote(price, answers=True),
             quality=quality,
             model=model,
             estimate=self._estimate(Sampling().max_tokens, adapter),
-            continues="tokens" in self.engine.abilities,
+            # A chat can only be gone on with by tokens, a prompt by its text as well.
+            continues="tokens" in abilities or "chat" not in abilities,
             able=lambda input: needed(input) <= self.engine.abilities,
+            ready=self._ready,
         )
         async def generate(ctx: Context, input: dict[str, Any]) -> AsyncIterator[Piece | dict[str, Any]]:
             """Text from a prompt or a chat."""
@@ -189,18 +206,19 @@ class Served:
                 yield answers.add(chunk)
             yield answers.output()
 
-    def _declare_pooling(self) -> None:
-        config = self.config
-        embeds = config.capability == "text.embed" or config.capability.startswith("text.embed.")
+    def _declare_pooling(self, capability: str) -> None:
+        kind, price = kind_of(capability), self.config.price
         declare = self.worker.capability(
-            config.capability,
-            contract=_contract(config.capability),
-            price=length_price(config.price, config.price_per_token),
-            quality=config.quality,
+            capability,
+            contract=_contract(capability),
+            price=price,
+            quote=self._quote(price, answers=False),
+            quality=self.config.quality,
             model=self._model,
-            able=lambda input: ("embed" if embeds else "score") in self.engine.abilities,
+            able=lambda input: kind in self.engine.abilities,
+            ready=self._ready,
         )
-        declare(self._embed if embeds else self._rerank)
+        declare(self._embed if kind == "embed" else self._rerank)
 
     async def _embed(self, ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
         """Vectors that stand for texts."""
@@ -234,11 +252,12 @@ class Served:
         self._at_work[key] += 1
         try:
             with _refusals():
-                yield f"{ctx.tenant}/{ctx.task}/{ctx.attempt}/{self._requests}"
-        except Reject as refused:
-            if refused.wire_code == HANDED_ON and met:
-                self._suspect(key)
-            raise
+                try:
+                    yield f"{ctx.tenant}/{ctx.task}/{ctx.attempt}/{self._requests}"
+                except EngineDead:
+                    if met:
+                        self._suspect(key)
+                    raise
         finally:
             self._at_work[key] -= 1
             self._at_work += Counter()  # without those at zero
@@ -288,11 +307,11 @@ def _refusals() -> Iterator[None]:
     """What an engine says of a request, as the network takes it."""
     try:
         yield
-    except (BadPrompt, BadSampling, Unsupported) as error:
-        # Another model may have a longer context or a chat template.
-        raise Reject(error.message, code=error.wire_code, retryable=not isinstance(error, BadSampling)) from None
-    except EngineDead as error:
+    except (EngineDead, EngineBusy) as error:
         raise Reject(error.message, code=HANDED_ON, retryable=True) from None
+    except EngineError as error:
+        # Another model may have a longer context or a chat template, another server may be well.
+        raise Reject(error.message, code=error.wire_code, retryable=not isinstance(error, BadSampling)) from None
 
 
 def _contract(capability: str) -> Contract | None:
