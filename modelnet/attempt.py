@@ -18,6 +18,8 @@ __all__ = ["BadOutput", "DeltaBuffer", "Piece", "Progress", "Said", "Threads", "
 
 COALESCE_S = 0.02
 COALESCE_CHARS = 512
+DELTAS_PER_S = 4000
+"""Of all attempts of a worker together, beside those that are full: what many streams cost is their messages."""
 DELTA_CHARS = 32_768
 """Longest delta: at most six bytes a character in JSON, so well below what a server takes."""
 
@@ -237,10 +239,14 @@ class _Gathered:
 
 
 class DeltaBuffer:
-    """Joins text deltas: an answer's first goes at once, later ones after 20 ms or 512 characters, what is first."""
+    """Joins text deltas: an answer's first goes at once, later ones after 20 ms or 512 characters, what is first.
 
-    def __init__(self, flush: Callable[[Piece], Awaitable[None]]) -> None:
-        self._flush = flush
+    Where a worker has more than 80 attempts at work, the 20 ms become as much longer.
+    """
+
+    def __init__(self, flush: Callable[[Piece], Awaitable[None]], crowd: Callable[[], int] = lambda: 1) -> None:
+        """`crowd`: how many attempts the worker has at work."""
+        self._flush, self._crowd = flush, crowd
         self._answers: dict[int, _Gathered] = {}
         self._timer: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -261,7 +267,7 @@ class DeltaBuffer:
             self._timer = asyncio.get_running_loop().create_task(self._later())
 
     async def _later(self) -> None:
-        await asyncio.sleep(COALESCE_S)
+        await asyncio.sleep(max(COALESCE_S, self._crowd() / DELTAS_PER_S))
         self._timer = None
         await self.flush()
 

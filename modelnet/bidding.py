@@ -44,7 +44,7 @@ class Bidding:
         if price is None:
             return Refusal(auction=request.auction, worker=worker, reason="cannot_price")
         forecast = served.expect(request.features)
-        p50_ms, p90_ms, first_ms = forecast.p50_ms, forecast.p90_ms, forecast.first_ms
+        p50_ms, p90_ms = forecast.p50_ms, forecast.p90_ms
         self._made[request.auction] = Made(request.features, forecast)
         if len(self._made) > REMEMBERED:
             self._made.popitem(last=False)
@@ -59,7 +59,8 @@ class Bidding:
             p50_ms=wait_ms + p50_ms,
             p90_ms=wait_ms + max(p90_ms, p50_ms),
             wait_ms=wait_ms,
-            first_ms=None if first_ms is None else wait_ms + first_ms,
+            first_ms=forecast.first_after(wait_ms)[0],
+            first_p90_ms=forecast.first_after(wait_ms)[1],
             free=self._slots.free,
             deposit=served.deposit,
         )
@@ -68,7 +69,7 @@ class Bidding:
         """Its standing offer for a typical task, the worker's `number`th."""
         price, wait_ms = served.card.price, self._slots.wait_s(now) * 1e3
         forecast = served.typical()
-        p50_ms, p90_ms, first_ms = forecast.p50_ms, forecast.p90_ms, forecast.first_ms
+        p50_ms, p90_ms = forecast.p50_ms, forecast.p90_ms
         if self._scarcity is not None and price is not None:
             price = self._scarcity.ask(price, p50_ms / 1e3, waits=self._slots.taken)
         return Offer(
@@ -77,7 +78,8 @@ class Bidding:
             price=price,
             p50_ms=wait_ms + p50_ms,
             p90_ms=wait_ms + max(p90_ms, p50_ms),
-            first_ms=None if first_ms is None else wait_ms + first_ms,
+            first_ms=forecast.first_after(wait_ms)[0],
+            first_p90_ms=forecast.first_after(wait_ms)[1],
             free=self._slots.free,
             number=number,
         )

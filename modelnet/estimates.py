@@ -21,6 +21,12 @@ class Forecast:
     """Median of the time to its first text; None where that is not known."""
     first_p90_ms: float | None = None
 
+    def first_after(self, wait_ms: float) -> tuple[float | None, float | None]:
+        """Median and 90th percentile of the time to the first text, if it begins so much later."""
+        if self.first_ms is None:
+            return None, None
+        return wait_ms + self.first_ms, wait_ms + max(self.first_p90_ms or 0.0, self.first_ms)
+
 
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The value below which this share of the values is; they are in order, and there is at least one."""

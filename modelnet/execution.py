@@ -28,7 +28,7 @@ __all__ = ["Context", "Execution"]
 log = structlog.get_logger("worker")
 
 _EXPIRED = m.ErrorInfo(code="expired", message="the worker ran out of time")
-_LEAVING = m.ErrorInfo(code=m.HANDED_ON, message="the worker leaves the network")
+_LEAVING = "the worker leaves the network"
 
 
 @dataclass(slots=True)
@@ -102,17 +102,19 @@ class Execution:
         bodies: Bodies,
         *,
         pool: Executor,
+        crowd: Callable[[], int] = lambda: 1,
     ) -> None:
+        """`crowd`: how many attempts the worker has at work."""
         self._award, self._served, self._context, self._outbox = award, served, context, outbox
         self._bodies, self._pool = bodies, pool
         self._number = award.from_number
         subject = subjects.result(award.tenant, award.task, context.worker, award.attempt)
         self._trail = outbox.open(subject)
-        self._deltas = DeltaBuffer(self._send_piece)
+        self._deltas = DeltaBuffer(self._send_piece, crowd)
         self._started = time.monotonic()
         self._first_ms: float | None = None
         self._last: m.Output | m.Failure | None = None
-        self._leaving = False
+        self._leaving: str | None = None
 
     def _stamp(self) -> dict[str, Any]:
         award = self._award
@@ -157,10 +159,11 @@ class Execution:
         self._served.require_input(value)
         return value
 
-    def hand_on(self, job: asyncio.Task[None]) -> None:
-        """The worker leaves: end here, so that another can go on."""
-        self._leaving = True
-        job.cancel()
+    def hand_on(self, job: asyncio.Task[None], why: str = _LEAVING) -> None:
+        """End here, so that another can go on; nothing if the end is known already."""
+        if self._last is None:
+            self._leaving = why
+            job.cancel()
 
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Run the handler to its end. Raises `CancelledError` if the attempt was `stopped`."""
@@ -189,13 +192,15 @@ class Execution:
         except ModelnetError as refused:
             # A store that is full or away may be neither for another worker, or later.
             error = _error(refused.wire_code, refused.message)
+            if error.code == m.HANDED_ON:
+                await self._deltas.flush()  # what was said stands: another goes on behind it
             retryable = refused.retryable if isinstance(refused, Reject) else not isinstance(refused, TooLarge)
         except (Exception, SystemExit, asyncio.CancelledError) as failure:
-            if self._leaving:
+            if self._leaving is not None:
                 if (job := asyncio.current_task()) is not None:
                     job.uncancel()
                 await self._deltas.flush()
-                error, retryable = _LEAVING, True
+                error, retryable = _error(m.HANDED_ON, self._leaving), True
             elif isinstance(failure, asyncio.CancelledError) and stopped():
                 log.info("attempt_cancelled", task=self._award.task, attempt=self._award.attempt)
                 self._outbox.drop(self._trail)
@@ -227,7 +232,7 @@ class Execution:
 
     def give_up(self, why: Literal["expired", "leaving"]) -> None:
         """Instead of `run`: the attempt ends before it began."""
-        error, retryable = (_EXPIRED, False) if why == "expired" else (_LEAVING, True)
+        error, retryable = (_EXPIRED, False) if why == "expired" else (_error(m.HANDED_ON, _LEAVING), True)
         self._served.statistics.requests += 1
         self._served.statistics.ended(0.0, f"{error.code}: {error.message}")
         self._last = m.Failure(**self._stamp(), error=error, retryable=retryable)

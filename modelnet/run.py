@@ -59,13 +59,13 @@ async def check_server(model: Mapping[str, Any]) -> None:
 
 
 def _model_workers() -> ModuleType:
-    """By its name, as every app: the library imports no process."""
+    """Who serves models. By its name, as every app: the library imports no process."""
     return importlib.import_module("workers.vllm")
 
 
 def load_file(path: Path, name: str | None = None) -> FastStream:
-    """The app of a worker's file: all its `Worker` objects, or the FastStream app that it makes itself; of a workers
-    file, NAME.toml, all its models (docs/models.md).
+    """The app of a worker's file: all its `Worker` objects, or the FastStream app that it makes itself; of a TOML file
+    the models that it names (docs/models.md).
 
     `name`: the worker's id, instead of the one it gives itself. Raises `UsageError` if the file does not import or
     declares no worker.
@@ -74,7 +74,7 @@ def load_file(path: Path, name: str | None = None) -> FastStream:
 
     if path.suffix == ".toml":
         if name is not None:
-            raise UsageError(f"the models of {path} have their names in it")
+            raise UsageError(f"{path} names its models itself: a name for each stands there")
         made: FastStream = _model_workers().make_app(path)
         return made
     found = list(vars(_import_file(path)).values())

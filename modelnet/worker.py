@@ -224,25 +224,33 @@ class Worker:
         """Whether it is off the network for good."""
         return self._leaving is not None and self._leaving.done()
 
-    async def pause(self) -> None:
-        """Take nothing new until `resume`, and hand on what waits: for a worker whose model or server is away."""
-        self._obey(self._attempts.drain())
-        if self._joined and self._bus.is_connected:
-            await self._beat()
-
-    async def resume(self) -> None:
-        """Bid again after a `pause`, unless it leaves."""
-        if self._leaving is None:
-            self._attempts.draining = False
-            if self._joined and self._bus.is_connected:
-                await self._beat()
-                await self._offer()
-
     async def leave(self) -> None:
         """Take nothing new, finish what runs, and go. Without a server there is nobody to finish it for."""
         if self._leaving is None:
             self._leaving = asyncio.create_task(self._leave())
         await self._leaving
+
+    async def pause(self, why: str, *, hand_on: bool = False) -> None:
+        """Take nothing new until `resume`, and hand on what waits: the model or server behind it is away. `hand_on`:
+        what runs too, since it cannot come to an end here."""
+        self._obey(self._attempts.drain())
+        log.warning("worker_paused", worker=self.id, reason=why, running=len(self._executions))
+        if hand_on:
+            for key, execution in list(self._executions.items()):
+                execution.hand_on(self._jobs[key], why)
+        await self._tell_state()
+
+    async def resume(self) -> None:
+        """Bid again after a `pause`, unless it leaves."""
+        if self._leaving is None and self._attempts.draining:
+            self._attempts.draining = False
+            log.info("worker_resumed", worker=self.id)
+            await self._tell_state()
+
+    async def _tell_state(self) -> None:
+        if self._joined and self._bus.is_connected:
+            await self._beat()
+            await self._offer()
 
     async def _leave(self) -> None:
         self._obey(self._attempts.drain())
@@ -540,7 +548,10 @@ class Worker:
             bid=self._bidding.made(award),
         )
         bodies = Bodies(self._bus, self._settings)
-        return Execution(award, served, context, self._outbox, bodies, pool=self._threads)
+        return Execution(award, served, context, self._outbox, bodies, pool=self._threads, crowd=self._crowd)
+
+    def _crowd(self) -> int:
+        return len(self._executions)
 
     async def _work(self, key: Key, award: m.Award) -> None:
         execution = self._execution(award)

@@ -6,6 +6,7 @@ from typing import Any
 
 from modelnet.bidding import Bidding
 from modelnet.capability import Served
+from modelnet.estimates import Forecast
 from modelnet.market.scarcity import Scarcity
 from modelnet.messages import Award, Bid, BidRequest, CapabilityCard, Contract, Features, Refusal
 from modelnet.slots import Key, Slots
@@ -89,3 +90,35 @@ def test_an_award_is_expected_to_run_as_its_bid_had_it() -> None:
         capability.times.learn(3000)
     assert bidding.run_s(award("a"), capability) == 1.0
     assert bidding.run_s(award("never-bid-for"), capability) == 3.0
+
+
+def test_the_time_to_the_first_text_is_bid_wait_and_all_and_held_against_what_came() -> None:
+    card = CapabilityCard(pattern="a.b", contract=CONTRACT.digest, price=1)
+    asked = list[Features]()
+
+    def estimate(features: Features) -> Forecast:
+        asked.append(features)
+        return Forecast(1000, 2000, first_ms=100, first_p90_ms=150)
+
+    capability = Served(card, CONTRACT, lambda ctx, value: value, price=1, expected_ms=9, estimate=estimate)
+    slots = Slots(1, 1)
+    bidding = Bidding(slots)
+    assert bidding.offer("w", capability, 0, 0.0).first_ms is None, "nothing is known of a typical task yet"
+    reply = bidding.answer("w", request("a"), capability, 0.0)
+    assert isinstance(reply, Bid)
+    assert (reply.first_ms, reply.first_p90_ms, reply.p50_ms) == (100, 150, 1000)
+    slots.on_award(award("a"), suits=True, now=0.0, run_s=bidding.run_s(award("a"), capability))
+    waiting = bidding.answer("w", request("b"), capability, 0.5)
+    assert isinstance(waiting, Bid)
+    assert (waiting.first_ms, waiting.first_p90_ms, waiting.p50_ms) == (600, 650, 1500)
+    made = bidding.made(award("a"))
+    assert made is not None
+    assert bidding.made(award("never-bid-for")) is None
+    capability.learn(made, run_ms=1500, first_ms=200)
+    capability.learn(None, run_ms=1500, first_ms=200)
+    assert (capability.accuracy.count, capability.accuracy.coverage) == (1, 1.0)
+    assert capability.accuracy.median_error == 0.5
+    assert (capability.first_accuracy.coverage, capability.first_accuracy.median_error) == (0.0, 1.0)
+    offer = bidding.offer("w", capability, 0, 1.0)
+    assert (offer.p50_ms, offer.first_ms) == (1000, 100)
+    assert asked[-1].prefix == b"", "a typical task has nothing in a cache"

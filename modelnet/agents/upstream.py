@@ -97,7 +97,7 @@ class Upstream(Generic[S]):
                     log.info("upstream_connected", upstream=self._name)
                     await self._watch(session)
                     self._session = None
-                    await self._worker.pause()
+                    await self._worker.pause(f"{self._name} is lost")
                 why = "the connection is lost"
             except Exception as error:  # whatever it is: it is tried again
                 cause = _cause(error)
@@ -109,7 +109,7 @@ class Upstream(Generic[S]):
             finally:
                 self._session = None
             log.warning("upstream_lost", upstream=self._name, reason=why)
-            await self._worker.pause()
+            await self._worker.pause(f"{self._name}: {why}")
             await asyncio.sleep(self._backoff_s[min(failures, len(self._backoff_s) - 1)])
             failures += 1
 

@@ -16,6 +16,7 @@ from modelnet.cli import (
     dlq,
     doctor,
     mcp,
+    models,
     network,
     reputation,
     tasks,
@@ -80,4 +81,5 @@ for command in (
 
 app.add_typer(conformance.conformance, name="conformance")
 app.add_typer(dlq.dlq, name="dlq")
+app.add_typer(models.models, name="models")
 app.add_typer(tenants.tenant, name="tenant")

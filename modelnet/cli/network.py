@@ -121,7 +121,7 @@ _SERVER = "A server that runs"
 
 def work(
     file: Annotated[
-        Path | None, typer.Argument(help="A Python file that declares a Worker, or a workers file: NAME.toml.")
+        Path | None, typer.Argument(help="A Python file that declares a Worker, or a TOML file of models.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The worker's id, instead of the one in the file.")] = None,
     openai: Annotated[

@@ -50,19 +50,24 @@ def _show(found: TaskTrace) -> None:
         if transcript.strategy:
             console.print(f"  {transcript.strategy}", highlight=False)
         table = make_table(
-            "worker", *(numbers := ("price", "p50 ms", "p90 ms", "quality", "value", "score")), "", right=numbers
+            "worker",
+            *(numbers := ("price", "first ms", "p50 ms", "p90 ms", "quality", "value", "score")),
+            "",
+            right=numbers,
         )
         for bid in transcript.bids:
             mark = "won" if bid.worker == transcript.winner else "" if bid.eligible else "not eligible"
-            estimates = (f"{bid.p50_ms:.1f}", f"{bid.p90_ms:.1f}", f"{bid.quality:.3f}", f"{bid.value:.1f}")
+            first = "" if bid.first_ms is None else f"{bid.first_ms:.1f}"
+            estimates = (first, f"{bid.p50_ms:.1f}", f"{bid.p90_ms:.1f}", f"{bid.quality:.3f}", f"{bid.value:.1f}")
             table.add_row(bid.worker, str(bid.price), *estimates, f"{bid.score:.1f}", mark)
         for worker, reason in transcript.refusals.items():
-            table.add_row(worker, *[""] * 6, f"refused: {reason}")
+            table.add_row(worker, *[""] * 7, f"refused: {reason}")
         console.print(table)
         console.print(f"  {why(transcript)}", highlight=False)
     if found.attempts:
         table = make_table(
-            "attempt", "worker", "price", "outcome", "events", "run ms", "tokens", right=("price", "events", "run ms")
+            *("attempt", "worker", "price", "outcome", "events", "first ms", "run ms", "tokens", "cached"),
+            right=("price", "events", "first ms", "run ms", "cached"),
         )
         for one in attempts(found):
             usage = one["usage"] or {}
@@ -72,8 +77,10 @@ def _show(found: TaskTrace) -> None:
                 str(one["price"]),
                 one["outcome"] if not one["error"] else f"error: {one['error']['code']}",
                 str(one["events"]),
+                f"{usage['first_ms']:.1f}" if usage and usage["first_ms"] is not None else "",
                 f"{usage['run_ms']:.1f}" if usage else "",
                 f"{usage['prompt_tokens']}+{usage['completion_tokens']}" if usage else "",
+                str(usage["cached_tokens"] or "") if usage else "",
             )
         console.print(table)
     if found.parts:

@@ -337,8 +337,9 @@ class EngineState:
     """What its steps take; None where that is not known here."""
     kv_cache_tokens: int = 0
     """Tokens that the key-value cache has room for; 0 where that is not known."""
-    caches_prefixes: bool = False
-    """Whether prompts that begin alike share what was computed."""
+    prefix_block: int = 0
+    """Tokens in a block of the prefix cache: of a prompt that begins like another, whole ones are not computed again.
+    0 where nothing is shared."""
     prefix_hit_rate: float | None = None
     """Share of recent prompt tokens found in the prefix cache, 0 to 1; None where there is no such cache."""
     steps: int | None = None

@@ -52,7 +52,14 @@ class StopFilter:
 
 
 async def continued(
-    engine: Engine, request_id: str, prompt: Prompt, sampling: Sampling, text: str, ids: tuple[int, ...] | None
+    engine: Engine,
+    request_id: str,
+    prompt: Prompt,
+    sampling: Sampling,
+    text: str,
+    ids: tuple[int, ...] | None,
+    *,
+    adapter: str | None = None,
 ) -> AsyncGenerator[Chunk, None]:
     """The rest of an answer of which `text` was given, by the tokens `ids` if they are this model's.
 
@@ -86,7 +93,7 @@ async def continued(
             yield replace(nothing, text=shown)
         further = Prompt(token_ids=tuple(everything), cache_salt=prompt.cache_salt)
     # Stop strings are looked for here: the engine does not know the text before the border.
-    rest = engine.generate(request_id, further, replace(sampling, max_tokens=left, stop=()))
+    rest = engine.generate(request_id, further, replace(sampling, max_tokens=left, stop=()), adapter=adapter)
     async with aclosing(rest):
         async for chunk in rest:
             shown, stopped = stops.push(chunk.text)

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 STALL_S = 120.0
 """An engine that has work and makes no step for so long hangs. A step takes seconds at most, the first few, in which
 kernels are compiled, a minute or two."""
-LOOK_S = 0.25
+LOOK_S = 1.0
 CLOSE_S = 30.0
 """One that cannot be closed in this time cannot be replaced: a thread of this process hangs in it."""
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0, 60.0)
@@ -40,9 +40,10 @@ BACKOFF_S = (0.5, 2.0, 10.0, 30.0, 60.0)
 class KeptEngine:
     """An `Engine` by whichever engine runs now. While there is none, its requests end with `EngineDead`."""
 
-    def __init__(self, open_one: Callable[[], Engine], *, stall_s: float = STALL_S) -> None:
-        """`open_one` opens an engine, not started."""
-        self._open, self._stall_s = open_one, stall_s
+    def __init__(self, open_one: Callable[[], Engine], *, stall_s: float = STALL_S, comes_back: bool = False) -> None:
+        """`open_one` opens an engine, not started. `comes_back`: one whose model runs elsewhere and is found again by
+        the engine itself, so that it is neither asked for its health here nor replaced."""
+        self._open, self._stall_s, self._comes_back = open_one, stall_s, comes_back
         self._engine = open_one()
         self._watching: asyncio.Task[None] | None = None
         self._alarm = asyncio.Event()
@@ -62,6 +63,11 @@ class KeptEngine:
         return self._engine
 
     @property
+    def is_up(self) -> bool:
+        """Whether there is one that runs, as far as is known."""
+        return not self._down
+
+    @property
     def model(self) -> str:
         return self._engine.model
 
@@ -79,7 +85,8 @@ class KeptEngine:
 
     async def start(self) -> None:
         await self._engine.start()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        if not self._comes_back:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return await self._engine.encode(prompt, answer)
@@ -141,7 +148,8 @@ class KeptEngine:
         steps, since = None, time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._alarm.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # Python 3.11's wait_for may swallow a cancellation
+                    await self._alarm.wait()
             self._alarm.clear()
             state, now = self._engine.state(), time.monotonic()
             if state.steps is None or state.steps != steps or not state.running + state.waiting:

@@ -30,6 +30,10 @@ class Outlook:
         """Tokens of each answer at work; 0 before the first."""
         self._ended = 0
 
+    def forget_cached(self) -> None:
+        """The engine began anew: its cache is empty."""
+        self._caches.clear()
+
     def recall(self) -> bool:
         """Whether there was something to begin with from an earlier run."""
         return self._experience.recall(self._predictor)
@@ -62,7 +66,7 @@ class Outlook:
         self._predictor.begin(request, ask, predicted, time.monotonic())
         self._counts[request] = 0
         state = self._engine.state()
-        if features is not None and state.caches_prefixes:
+        if features is not None and state.prefix_block:
             bytes_per_token = 1 / max(self._predictor.tokens_per_byte, 1e-3)
             answer, room = (
                 tokens * bytes_per_token

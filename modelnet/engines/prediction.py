@@ -49,6 +49,8 @@ class Predicted(Forecast):
     """A forecast, and what was reckoned before it was corrected. In seconds."""
 
     ask: Ask
+    block: int
+    """Tokens in a block of the prefix cache."""
     reckoned_first_s: float
     reckoned_s: float
 
@@ -155,13 +157,14 @@ class Predictor:
             first_ms=first[0] * 1e3,
             first_p90_ms=max(first) * 1e3,
             ask=ask,
+            block=state.prefix_block,
             reckoned_first_s=first_s,
             reckoned_s=whole_s,
         )
 
     def begin(self, request: str, ask: Ask, predicted: Predicted | None, now: float) -> None:
         """A request is given to the engine. `predicted`: what was said of it, if it should be learned from."""
-        prompt, uncached = self._prompt(ask)
+        prompt, uncached = self._prompt(ask, predicted.block if predicted is not None else 0)
         self._arrivals.append((now, uncached))
         self._in_hand[request] = _InHand(now, predicted, prompt, uncached, self.answer_tokens(ask.max_tokens))
 
@@ -174,9 +177,9 @@ class Predictor:
         found.prompt, found.uncached = prompt_tokens, prompt_tokens - cached_tokens
         if (said := found.predicted) is None:
             return
-        believed = min(said.ask.known_bytes * self.tokens_per_byte, prompt_tokens)
+        believed = self._believed(said.ask, prompt_tokens, said.block)
         self._tokens.learn(prompt_tokens, said.ask.prompt_bytes)
-        if believed >= 1:
+        if believed:
             self._kept.learn(min(cached_tokens, believed), believed)
         self._first.learn(_error(now - found.since, said.reckoned_first_s))
 
@@ -225,15 +228,19 @@ class Predictor:
             self._steps = None
         return state.step_times.pace()
 
-    def _prompt(self, ask: Ask) -> tuple[float, float]:
+    def _prompt(self, ask: Ask, block: int) -> tuple[float, float]:
         """Tokens of a prompt, and those that are not cached."""
         prompt = max(ask.prompt_bytes * self.tokens_per_byte, 1.0)
-        cached = min(ask.known_bytes, ask.prompt_bytes) * self.tokens_per_byte * self._kept.ratio
-        return prompt, max(prompt - cached, 1.0)
+        return prompt, max(prompt - self._believed(ask, prompt, block) * self._kept.ratio, 1.0)
+
+    def _believed(self, ask: Ask, prompt: float, block: int) -> float:
+        """Tokens of a prompt that should be in the cache. Its last is always computed."""
+        known = min(ask.known_bytes * self.tokens_per_byte, prompt - 1)
+        return known // block * block if block else 0.0
 
     def _reckon(self, ask: Ask, state: EngineState, pace: Pace, now: float) -> tuple[float, float]:
         """Seconds to the first token and to the last."""
-        prompt, uncached = self._prompt(ask)
+        prompt, uncached = self._prompt(ask, state.prefix_block)
         answer = self.answer_tokens(ask.max_tokens)
         at_work = list(self._in_hand.values())
         behind = [one for one in at_work if not one.started]

@@ -5,7 +5,7 @@ vLLM is imported inside functions: this module must load where vLLM is absent.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelnet.engines.base import (
@@ -24,7 +24,7 @@ from modelnet.engines.vllm_text import LogprobReader
 from modelnet.engines.vllm_tools import CallReader
 from modelnet.messages import ToolCallPart
 
-__all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input"]
+__all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input", "unknown_options"]
 
 
 STEP_DETAILS = "enable_logging_iteration_details"
@@ -35,12 +35,19 @@ def engine_args(options: dict[str, Any]) -> Any:
     """vLLM's AsyncEngineArgs, which LLMEngine takes as well. Raises `EngineUnavailable` for an unknown option."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    if STEP_DETAILS in known:
-        options = {STEP_DETAILS: True, **options}
-    if unknown := sorted(options.keys() - known):
+    if unknown := unknown_options(options):
         raise EngineUnavailable(f"vLLM has no engine option {', '.join(unknown)}")
+    if not unknown_options([STEP_DETAILS]):
+        options = {STEP_DETAILS: True, **options}
     return AsyncEngineArgs(**options)
+
+
+def unknown_options(options: Iterable[str]) -> list[str]:
+    """Those that are no engine arguments of vLLM's."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    return sorted(set(options) - known)
 
 
 def sampling_params(sampling: Sampling, *, special_tokens: bool = False) -> Any:
@@ -49,13 +56,15 @@ def sampling_params(sampling: Sampling, *, special_tokens: bool = False) -> Any:
     from vllm.exceptions import VLLMError
     from vllm.sampling_params import RequestOutputKind
 
+    # vLLM refuses several answers at temperature 0, of which each is the likeliest.
+    several_greedy = sampling.n > 1 and sampling.temperature == 0
     try:
         return SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
+            temperature=1.0 if several_greedy else sampling.temperature,
             top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            top_k=1 if several_greedy else sampling.top_k,
             min_p=sampling.min_p,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
@@ -161,7 +170,7 @@ class Probe:
         """Steps that were told of."""
         self.kv_cache_tokens = 0
         """Tokens that the key-value cache has room for."""
-        self.caches_prefixes = False
+        self.prefix_block = 0
         self._ranks: dict[int, Any] = {}
         self._since: dict[int, float] = {}
         """When each rank's step began, if one did."""
@@ -170,7 +179,7 @@ class Probe:
         """The engine is up: what its vLLM configuration says of its cache."""
         cache = config.cache_config
         self.kv_cache_tokens = int((cache.num_gpu_blocks or 0) * (cache.block_size or 0))
-        self.caches_prefixes = bool(cache.enable_prefix_caching)
+        self.prefix_block = int(cache.block_size or 0) if cache.enable_prefix_caching else 0
 
     def loggers(self) -> list[Any]:
         """For `stat_loggers=`."""
@@ -259,5 +268,5 @@ class Probe:
             steps=self._made,
             step_times=self.steps,
             kv_cache_tokens=self.kv_cache_tokens,
-            caches_prefixes=self.caches_prefixes,
+            prefix_block=self.prefix_block,
         )

@@ -74,6 +74,7 @@ def engine_options(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """vLLM's engine arguments: what was asked for, over defaults that suit this machine."""
     defaults: dict[str, Any] = {"use_tqdm_on_load": False}
     if not has_gpu():
+        options = {name: value for name, value in options.items() if name != "gpu_memory_utilization"}
         defaults |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
         # vLLM's own default takes gigabytes, and the variable, if set, overrides the argument in whole GiB.
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):

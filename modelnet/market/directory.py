@@ -368,5 +368,6 @@ def _standing_bid(offer: Offer) -> Bid | None:
         p50_ms=offer.p50_ms,
         p90_ms=max(offer.p90_ms, offer.p50_ms),
         first_ms=offer.first_ms,
+        first_p90_ms=offer.first_p90_ms,
         free=offer.free,
     )

@@ -162,6 +162,7 @@ def score(terms: Terms, offered: Offered) -> ScoredBid:
         cases=offered.cases,
         wait_ms=bid.wait_ms,
         first_ms=bid.first_ms,
+        first_p90_ms=bid.first_p90_ms,
         deposit=bid.deposit,
         value=value,
         score=total,

@@ -87,6 +87,7 @@ class Bid(Message):
     first_ms: float | None = Field(
         default=None, ge=0, description="Median of the expected time to the first text, in ms, that wait included."
     )
+    first_p90_ms: float | None = Field(default=None, ge=0, description="90th percentile of it, in ms.")
     free: int = Field(default=1, ge=1, description="Awards that it could take when it bid, this one included.")
     deposit: Micro = Field(
         default=0,

@@ -32,6 +32,7 @@ class ScoredBid(Part):
     cases: float = Field(default=0.0, ge=0, description="Verified outcomes behind the estimate, decayed.")
     wait_ms: float = Field(default=0.0, ge=0, description="What of the claimed times is the expected wait for a slot.")
     first_ms: float | None = Field(default=None, ge=0, description="Claimed median time to the first text.")
+    first_p90_ms: float | None = Field(default=None, ge=0, description="Claimed 90th percentile of it.")
     deposit: Micro = Field(default=0, description="What the bid offers to put up.")
     value: float = Field(description="V: what the answer is worth before its price.")
     score: float = Field(description="S = V - price.")

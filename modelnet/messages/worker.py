@@ -81,6 +81,7 @@ class Offer(Message):
     p50_ms: float = Field(gt=0, description="Median time to complete a typical task, in ms.")
     p90_ms: float = Field(gt=0, description="90th percentile of it, in ms.")
     first_ms: float | None = Field(default=None, ge=0, description="Median time to the first text of it, in ms.")
+    first_p90_ms: float | None = Field(default=None, ge=0, description="90th percentile of that, in ms.")
     free: int = Field(ge=0, description="Awards that it can take now.")
     number: int = Field(
         default=0, ge=0, description="Counts this worker's offers, so that negotiators can take turns to answer them."

@@ -27,7 +27,7 @@ from tests.engines.openai_server import OpenAIServer
 __all__ = ["KINDS", "Opened", "drawn", "opened", "vllm_serve"]
 
 _needs_vllm = pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
-_slow = [_needs_vllm, pytest.mark.slow, pytest.mark.timeout(300)]
+_slow = [_needs_vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = [
     pytest.param("numpy"),
     pytest.param("vllm", marks=_needs_vllm),

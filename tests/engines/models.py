@@ -13,7 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, INNER, CONTEXT = 64, 2, 1, 32, 2, 128, 2048
+CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a model is."""
+
+    hidden: int = 64
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 32
+    layers: int = 2
+    inner: int = 128
+    context: int = CONTEXT
+
+
+TINY = Shape()
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 
@@ -43,35 +59,35 @@ class Folder:
         return int(token)
 
 
-def write_random(path: Path, *, seed: int = 0, chat: bool = True) -> Folder:
+def write_random(path: Path, *, seed: int = 0, chat: bool = True, shape: Shape = TINY) -> Folder:
     """Tied embeddings and bf16."""
-    folder = _write_texts(path, tied=True, chat=chat)
-    write_safetensors(path / "model.safetensors", _random_tensors(folder, seed))
+    folder = _write_texts(path, tied=True, chat=chat, shape=shape)
+    write_safetensors(path / "model.safetensors", _random_tensors(folder, seed, shape))
     return folder
 
 
-def _random_tensors(folder: Folder, seed: int) -> dict[str, NDArray[Any]]:
+def _random_tensors(folder: Folder, seed: int, shape: Shape = TINY) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
     vocab = folder.tokenizer.get_vocab_size()
-    tensors = _layers(lambda *shape: random.normal(0, 4 / np.sqrt(shape[-1]), shape))
-    tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, HIDDEN))
+    tensors = _layers(shape, lambda *size: random.normal(0, 4 / np.sqrt(size[-1]), size))
+    tensors["model.embed_tokens.weight"] = random.normal(0, 1, (vocab, shape.hidden))
     tensors["model.embed_tokens.weight"][:2] = 0  # the special tokens are never the likeliest
     return tensors
 
 
 def write_chain(path: Path) -> Folder:
     """Its layers add nothing; its head maps a token to its successor in `CHAIN`, the last to the end of text."""
-    folder = _write_texts(path, tied=False, chat=False)
+    folder = _write_texts(path, tied=False, chat=False, shape=TINY)
     vocab = folder.tokenizer.get_vocab_size()
-    embed = np.random.default_rng(1).choice([-1.0, 1.0], (vocab, HIDDEN))
-    head = np.zeros((vocab, HIDDEN))
+    embed = np.random.default_rng(1).choice([-1.0, 1.0], (vocab, TINY.hidden))
+    head = np.zeros((vocab, TINY.hidden))
     ids = [folder.byte_id(byte) for byte in CHAIN.encode()] + [1]
     assert len(set(ids)) == len(ids)
     for this, following in itertools.pairwise(ids):
         head[following] = embed[this]
     ping, pong = (folder.byte_id(ord(char)) for char in LOOP)
     head[pong], head[ping] = embed[ping], embed[pong]
-    tensors = _layers(lambda *shape: np.zeros(shape))
+    tensors = _layers(TINY, lambda *size: np.zeros(size))
     write_safetensors(
         path / "model.safetensors", {**tensors, "model.embed_tokens.weight": embed, "lm_head.weight": head}
     )
@@ -93,16 +109,19 @@ def write_calling(path: Path) -> Folder:
     """A chat model that calls a function, in the syntax that vLLM's parser `hermes` reads, whatever it is asked."""
     folder = _write_texts(path, tied=False, chat=True, added=CALL, chat_end="#")
     vocab = folder.tokenizer.get_vocab_size()
-    embed = np.random.default_rng(2).choice([-1.0, 1.0], (vocab, HIDDEN))
-    head = np.zeros((vocab, HIDDEN))
+    embed = np.random.default_rng(2).choice([-1.0, 1.0], (vocab, TINY.hidden))
+    head = np.zeros((vocab, TINY.hidden))
     ids = [folder.byte_id(ord("#")), *(folder.tokenizer.token_to_id(text) for text in CALL), 1]
     for this, following in itertools.pairwise(ids):
         head[following] = embed[this]
-    tensors = _layers(lambda *shape: np.zeros(shape))
+    tensors = _layers(TINY, lambda *size: np.zeros(size))
     write_safetensors(
         path / "model.safetensors", {**tensors, "model.embed_tokens.weight": embed, "lm_head.weight": head}
     )
     return folder
+
+
+ADAPTED = ("q_proj", "v_proj", "o_proj")
 
 
 def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
@@ -114,8 +133,8 @@ def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
     shutil.copytree(base.path, merged)
     weights = {name: cut(values) for name, values in _random_tensors(base, 0).items()}
     parts: dict[str, NDArray[Any]] = {}
-    for n in range(LAYERS):
-        for module in ("q_proj", "v_proj"):
+    for n in range(TINY.layers):
+        for module in ADAPTED:
             name = f"model.layers.{n}.self_attn.{module}"
             out, inner = weights[f"{name}.weight"].shape
             a, b = cut(random.normal(0, 0.3, (rank, inner))), cut(random.normal(0, 0.3, (out, rank)))
@@ -130,7 +149,7 @@ def write_adapted(path: Path, base: Folder, *, seed: int) -> tuple[Path, Path]:
         "base_model_name_or_path": base.name,
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": list(ADAPTED),
         "bias": "none",
     }
     (adapter / "adapter_config.json").write_text(json.dumps(config))
@@ -163,27 +182,33 @@ def write_safetensors(path: Path, tensors: dict[str, NDArray[Any]], *, whole: bo
     path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(blobs))
 
 
-def _layers(draw: Any) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {"model.norm.weight": np.ones(HIDDEN)}
-    shapes = {
-        "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
+def _layers(shape: Shape, draw: Any) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {"model.norm.weight": np.ones(shape.hidden)}
+    sizes = {
+        "self_attn.q_proj": (shape.heads * shape.head_dim, shape.hidden),
+        "self_attn.k_proj": (shape.kv_heads * shape.head_dim, shape.hidden),
+        "self_attn.v_proj": (shape.kv_heads * shape.head_dim, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, shape.heads * shape.head_dim),
+        "mlp.gate_proj": (shape.inner, shape.hidden),
+        "mlp.up_proj": (shape.inner, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.inner),
     }
-    for n in range(LAYERS):
-        for name, shape in shapes.items():
-            tensors[f"model.layers.{n}.{name}.weight"] = draw(*shape)
+    for n in range(shape.layers):
+        for name, size in sizes.items():
+            tensors[f"model.layers.{n}.{name}.weight"] = draw(*size)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{n}.{name}.weight"] = np.ones(HIDDEN)
+            tensors[f"model.layers.{n}.{name}.weight"] = np.ones(shape.hidden)
     return tensors
 
 
 def _write_texts(
-    path: Path, *, tied: bool, chat: bool, added: Sequence[str] = (), chat_end: str = "[assistant] "
+    path: Path,
+    *,
+    tied: bool,
+    chat: bool,
+    added: Sequence[str] = (),
+    chat_end: str = "[assistant] ",
+    shape: Shape = TINY,
 ) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
@@ -202,14 +227,14 @@ def _write_texts(
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
         "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": shape.context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,
@@ -221,7 +246,7 @@ def _write_texts(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "model_max_length": CONTEXT,
+        "model_max_length": shape.context,
     }
     if chat:
         texts["chat_template"] = CHAT_TEMPLATE + chat_end

@@ -13,7 +13,7 @@ from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.numpy_llama import draw
 from modelnet.engines.tokenizer import FolderTokenizer, TextStream
 from modelnet.engines.weights import count_parameters
-from tests.engines.models import CONTEXT, HEAD_DIM, HIDDEN, INNER, KV_HEADS, LAYERS, Folder, write_random
+from tests.engines.models import CONTEXT, TINY, Folder, write_random
 
 PROMPTS = ["the quick brown fox", "a", "the cat sat on the mat and the dog", "zzz \n\t é"]
 
@@ -50,9 +50,10 @@ def test_spans_of_prompts_and_single_tokens_mix(random_folder: Folder) -> None:
 
 
 def test_parameters_are_counted_from_the_header(random_folder: Folder, tmp_path: Path) -> None:
-    layer = 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER + 2 * HIDDEN
+    hidden, kv = TINY.hidden, TINY.kv_heads * TINY.head_dim
+    layer = 2 * hidden * hidden + 2 * kv * hidden + 3 * hidden * TINY.inner + 2 * hidden
     vocab = random_folder.tokenizer.get_vocab_size()
-    assert count_parameters(random_folder.path) == LAYERS * layer + vocab * HIDDEN + HIDDEN
+    assert count_parameters(random_folder.path) == TINY.layers * layer + vocab * hidden + hidden
     assert count_parameters(tmp_path) is None
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="no safetensors file"):

@@ -13,6 +13,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from modelnet.engines import (
+    BadPrompt,
     BadSampling,
     Chunk,
     Engine,
@@ -384,3 +385,28 @@ async def test_going_on_with_a_text_and_not_with_a_chat(engine: OpenAIEngine, se
     assert server.asked[-1]["prompt"] == "aé"
     with pytest.raises(Unsupported):
         await rest(Prompt(messages=({"role": "user", "content": "a"},)))
+
+
+async def test_vectors_and_ranking(numpy: Engine) -> None:
+    server = OpenAIServer(numpy, "tiny", vllm=True)
+    await server.start()
+    engine = OpenAIEngine("tiny", url=server.url)
+    await engine.start()
+    vectors = (await engine.embed("e", ["a", "b", "aa"])).vectors
+    assert vectors[0] == vectors[2] != vectors[1]
+    scores = (await engine.score("s", "a", ["b", "a"])).scores
+    assert scores[1] > scores[0]
+    with pytest.raises(BadPrompt):
+        await engine.embed("e", ["a", ""])
+    await server.stop()
+    with pytest.raises(EngineDead):
+        await engine.embed("e", ["a"])
+    await engine.close()
+    await server.stop()
+
+
+async def test_several_answers_over_http(engine: OpenAIEngine, server: OpenAIServer) -> None:
+    chunks = await answer(engine, sampling=Sampling(n=3, temperature=0, max_tokens=24))
+    for index in range(3):
+        assert text_of([chunk for chunk in chunks if chunk.index == index]) == CHAIN[1:]
+    assert chunks[-1].completion_tokens == 3 * (len(CHAIN[1:].encode()) + 1)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from modelnet.engines import BadPrompt, PromptTooLong, Unsupported, open_engine, vllm_available
+from modelnet.engines import BadPrompt, EngineKind, PromptTooLong, Unsupported, open_engine, vllm_available
 from modelnet.engines.base import DuplicateRequest, Prompt, Sampling
 from tests.engines.bert import cross_scores, mean_vectors, write_cross_encoder, write_embedder
 
 pytestmark = pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 
+KINDS = ["vllm", pytest.param("vllm-async", marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 QUERY = "the quick fox"
 TEXTS = ["the lazy dog", "a quick brown fox jumps", "red green blue mat"]
 
@@ -23,10 +24,11 @@ def cosine(one: tuple[float, ...] | list[float], other: tuple[float, ...] | list
     return sum(a * b for a, b in zip(one, other, strict=True)) / norm
 
 
-async def test_vectors_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_vectors_are_those_of_transformers(tmp_path: Path, kind: EngineKind) -> None:
     folder = write_embedder(tmp_path / "embedder")
     expected = mean_vectors(folder, [QUERY, *TEXTS])
-    engine = open_engine(str(folder), kind="vllm", runner="pooling", dtype="float32")
+    engine = open_engine(str(folder), kind=kind, runner="pooling", dtype="float32")
     await engine.start()
     try:
         assert {"embed", "score"} <= engine.abilities
@@ -66,10 +68,11 @@ async def test_vectors_are_those_of_transformers(tmp_path: Path) -> None:
         await engine.close()
 
 
-async def test_pairs_are_scored_as_by_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_pairs_are_scored_as_by_transformers(tmp_path: Path, kind: EngineKind) -> None:
     folder = write_cross_encoder(tmp_path / "cross")
     expected = cross_scores(folder, QUERY, TEXTS)
-    engine = open_engine(str(folder), kind="vllm", runner="pooling", dtype="float32")
+    engine = open_engine(str(folder), kind=kind, runner="pooling", dtype="float32")
     await engine.start()
     try:
         got = await engine.score("s", QUERY, TEXTS)

@@ -60,7 +60,7 @@ class Machine:
             kv_cache_usage=min(held / self.kv_tokens, 1.0),
             step_times=self.steps,
             kv_cache_tokens=self.kv_tokens,
-            caches_prefixes=True,
+            prefix_block=16,
         )
 
     def arrive(self, number: int, prompt: int, cached: int, max_tokens: int, answer: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -83,6 +86,17 @@ def test_what_was_saved_is_where_the_next_run_begins() -> None:
     slower = learned(random.Random(2), again, slower=5).pace()
     assert slower is not None
     assert slower.step_s(16, 0, 5000) > 3 * old.step_s(16, 0, 5000), "it is another machine by now"
+
+
+def test_recorded_steps_of_vllm_are_foretold() -> None:
+    """Those that bench/steps.py has recorded, each before it is learned from."""
+    recorded = json.loads((Path(__file__).parents[2] / "bench" / "results" / "steps.json").read_text())
+    model, errors = StepModel(), list[float]()
+    for decoding, prefill, held, seconds in recorded:
+        if (pace := model.pace()) is not None:
+            errors.append(abs(pace.step_s(decoding, prefill, held) / seconds - 1))
+        model.learn(decoding, prefill, held, seconds)
+    assert median(errors[50:]) < 0.1
 
 
 @pytest.mark.parametrize("saved", [[[1]], [[0, 0, 0, 1, 1, 1, 1, -1]], [["a"] * 8], [None], [[0, 0, 0, 1, 1, 1, 1, 0]]])

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from modelnet.engines import (
     BadPrompt,
     BadRecipe,
+    Grammar,
     OutputParser,
     Prompt,
     PromptTemplate,
@@ -118,3 +119,18 @@ def test_a_recipe_with_a_mistake_names_file_and_place(folder: Path, change: dict
 def test_a_file_that_is_no_recipe_is_refused(folder: Path, recipe: object) -> None:
     with pytest.raises(BadRecipe):
         load_recipe(write(folder, recipe))
+
+
+def test_a_recipe_may_have_a_grammar(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {
+        "name": "m",
+        "capabilities": {"a.b": {"prompt_template": "{text}", "sampling": {"grammar": {"choice": ["x", "y"]}}}},
+    }
+    (tmp_path / "modelnet.json").write_text(json.dumps(recipe))
+    loaded = load_recipe(tmp_path)
+    assert loaded is not None
+    assert loaded.capabilities["a.b"].sampling.grammar == Grammar(choice=("x", "y"))
+    recipe["capabilities"]["a.b"]["sampling"] = {"grammar": {}}
+    (tmp_path / "modelnet.json").write_text(json.dumps(recipe))
+    with pytest.raises(BadRecipe, match="exactly one"):
+        load_recipe(tmp_path)

