@@ -247,3 +247,15 @@ def test_contracts_outlive_their_workers() -> None:
     third = Contract(capability="a.>", input={"title": "third"})
     directory.learn_contracts([third])
     assert third in directory.contracts_for("a.b")
+
+
+def test_a_contract_is_that_of_each_capability_that_keeps_it() -> None:
+    directory = Directory(lost_after_s=3.0, now=0.0)
+    general, special = (Contract(capability=name, input={"title": "same"}) for name in ("a", "a.b"))
+    assert general.digest == special.digest
+    directory.learn_contracts([general, special])
+    directory.learn_contracts([general, special])
+    assert directory.capabilities() == ["a", "a.b"]
+    for capability in ("a", "a.b"):
+        assert directory.knows(capability)
+        assert [one.digest for one in directory.contracts_for(capability)] == [general.digest]
