@@ -122,7 +122,8 @@ class Directory:
         self._contracts: dict[str, Contract] = {}
         self._kept: dict[str, list[Contract]] = {}
         """By capability that was asked for: the contracts under which it is served, until a card comes or goes."""
-        self._patterns: set[str] = set()
+        self._announced: dict[str, dict[str, Contract]] = {}
+        """By pattern, by digest: a digest says nothing of the capability, and several may keep the same contract."""
 
     def settled(self, now: float) -> bool:
         """False in the first two beats, when a worker that is alive may not have been heard yet."""
@@ -135,9 +136,10 @@ class Directory:
     def learn_contracts(self, contracts: Iterable[Contract]) -> None:
         """Note contracts from the catalogue."""
         for contract in contracts:
-            self._contracts[contract.digest] = contract
-            self._patterns.add(contract.capability)
-        self._kept.clear()
+            announced = self._announced.setdefault(contract.capability, {})
+            if contract.digest not in announced:
+                announced[contract.digest] = self._contracts[contract.digest] = contract
+                self._kept.clear()
 
     def contract(self, digest: str) -> Contract | None:
         """The contract of this digest, if it was ever announced."""
@@ -145,11 +147,11 @@ class Directory:
 
     def knows(self, capability: str) -> bool:
         """Whether any worker ever announced the capability."""
-        return any(matches(pattern, capability) for pattern in self._patterns)
+        return any(matches(pattern, capability) for pattern in self._announced)
 
     def capabilities(self) -> list[str]:
         """Every capability or prefix ever announced."""
-        return sorted(self._patterns)
+        return sorted(self._announced)
 
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
@@ -350,7 +352,12 @@ class Directory:
         if found is None:
             served = {c.contract for e in self._live.values() if (c := e.serves(capability)) is not None}
             found = [self._contracts[digest] for digest in served if digest in self._contracts]
-            found = found or [c for c in self._contracts.values() if matches(c.capability, capability)]
+            found = found or [
+                contract
+                for pattern, announced in self._announced.items()
+                if matches(pattern, capability)
+                for contract in announced.values()
+            ]
             if len(self._kept) >= _REMEMBERED:
                 self._kept.clear()
             self._kept[capability] = found

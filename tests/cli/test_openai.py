@@ -127,7 +127,7 @@ def test_a_workers_file_names_servers_too(
         (["--openai", "URL", "--model", "tiny", "--capability", "text.rerank"], 1, "can't serve text.rerank"),
         (["--openai", "URL", "--model", "tiny", "--without", "wings"], 1, "can't lack wings"),
         (["--openai", "nowhere", "--model", "tiny"], 1, "is no address of a server"),
-        ([], 2, "--openai URL"),
+        ([], 2, "a FILE, --openai, --mcp"),
         (["nosuch.py"], 2, "no such file"),
         (["examples/upper.py", "--model", "tiny"], 2, "are of a server"),
     ],

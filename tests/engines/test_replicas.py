@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.errors import UsageError
@@ -64,6 +65,7 @@ async def test_each_replica_is_a_worker_of_its_own(
             assert await network.client.workers() == []
     finally:
         settings.cache_clear()
+        structlog.reset_defaults()  # the app has set up the log of this process
 
 
 def test_a_part_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

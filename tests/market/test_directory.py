@@ -244,8 +244,18 @@ def test_contracts_outlive_their_workers() -> None:
     assert [c.digest for c in directory.contracts_for("a.b")] == [new.digest]
     directory.forget("w")
     assert {c.digest for c in directory.contracts_for("a.b")} == {old.digest, new.digest}
-    same = Contract(capability="c", input=new.input, output=new.output)
-    directory.learn_contracts([same])
-    assert same.digest == new.digest
-    assert directory.knows("a.b")
-    assert directory.contracts_for("c") == [same]
+    third = Contract(capability="a.>", input={"title": "third"})
+    directory.learn_contracts([third])
+    assert third in directory.contracts_for("a.b")
+
+
+def test_a_contract_is_that_of_each_capability_that_keeps_it() -> None:
+    directory = Directory(lost_after_s=3.0, now=0.0)
+    general, special = (Contract(capability=name, input={"title": "same"}) for name in ("a", "a.b"))
+    assert general.digest == special.digest
+    directory.learn_contracts([general, special])
+    directory.learn_contracts([general, special])
+    assert directory.capabilities() == ["a", "a.b"]
+    for capability in ("a", "a.b"):
+        assert directory.knows(capability)
+        assert [one.digest for one in directory.contracts_for(capability)] == [general.digest]

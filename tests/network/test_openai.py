@@ -13,9 +13,10 @@ import pytest
 import pytest_asyncio
 
 from modelnet.client import TaskHandle
-from modelnet.engines import Engine, Prompt, Sampling, open_engine
+from modelnet.engines import Engine, Prompt, Sampling, open_engine, vllm_available
 from modelnet.engines.openai import OpenAIEngine
 from modelnet.messages import Bid, Delta, Refusal, Reset, decode_bid_reply
+from tests.engines.kinds import vllm_serve
 from tests.engines.models import CONTEXT, LOOP, write_chain, write_random
 from tests.engines.openai_server import Fault, OpenAIServer
 from tests.network.stage import PATIENCE_S, Network, events
@@ -244,3 +245,28 @@ async def test_calls_of_functions_come_through(house: House, network: Network, r
     parts = [part for delta in deltas for part in delta.tool_calls]
     assert "".join(part.arguments for part in parts) == '{"city": "Ulm"}'
     assert server.asked[-1]["tools"] == [tool]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
+async def test_what_vllms_own_server_says_comes_through(network: Network, tmp_path: Path) -> None:
+    async with vllm_serve(write_random(tmp_path / "random")) as (url, _):
+        config = ModelConfig(model="tiny", name="vllm-server", engine="openai", url=url)
+        served = Served(config, network.config.model_copy(update={"data": tmp_path}))
+        await served.start()
+        await network.join(served.worker)
+        try:
+            # A chat: completions tell the likeliest by their text, which the bytes of this model's share.
+            asked = {"messages": [{"role": "user", "content": "the quick"}], "max_tokens": 16}
+            output, deltas = await run(network, {**asked, "n": 2, "logprobs": 2, "temperature": 1, "seed": 1})
+            assert len(output["choices"]) == 2
+            for index, choice in enumerate(output["choices"]):
+                assert "".join(delta.text for delta in deltas if delta.index == index) == choice["text"]
+                assert len(choice["logprobs"]) > 1
+                assert {len(one["top"]) for one in choice["logprobs"]} == {2}
+            output, _ = await run(network, {**FOX, "grammar": {"choice": ["yes", "no"]}})
+            assert output["text"] in ("yes", "no")
+        finally:
+            await network.stop(served.worker)
+            await served.close()
