@@ -65,21 +65,22 @@ class Served:
 
     def can(self, features: m.Features) -> bool:
         """Whether an input of these features can be done at all, as far as they tell."""
-        return features.shape is None or self._holds(self._able, sketch(features.shape))
+        return features.shape is None or self._holds(self._able, lambda: sketch(features.shape))
 
     def is_ready(self, features: m.Features) -> bool:
         """Whether an input of these features can be begun now."""
-        return self._holds(self._ready, sketch(features.shape) if features.shape is not None else {})
+        return self._holds(self._ready, lambda: sketch(features.shape) if features.shape is not None else {})
 
     def is_ready_for(self, award: m.Award) -> bool:
         """Whether an award can be begun now."""
-        return self._holds(self._ready, award.input)
+        return self._holds(self._ready, lambda: award.input)
 
-    def _holds(self, asked: Able | None, value: dict[str, Any]) -> bool:
+    def _holds(self, asked: Able | None, value: Callable[[], dict[str, Any]]) -> bool:
+        """`value` is made only if something is asked of it."""
         if asked is None:
             return True
         try:
-            return asked(value)
+            return asked(value())
         except Exception as error:
             log.warning("able_failed", capability=self.card.pattern, error=repr(error))
             return True
@@ -127,7 +128,7 @@ class Served:
             return False
         if award.input_ref is not None:
             return True
-        return check(self._input, award.input) is None and self._holds(self._able, award.input)
+        return check(self._input, award.input) is None and self._holds(self._able, lambda: award.input)
 
     def require_input(self, value: dict[str, Any]) -> None:
         """Raises `Reject` for an input that breaks the contract: another worker may keep another one."""

@@ -285,4 +285,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestConservation = LedgerMachine.TestCase
-TestConservation.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestConservation.settings = settings(max_examples=75, stateful_step_count=30, deadline=None)
