@@ -28,7 +28,7 @@ from typing import Any
 
 import modelnet
 from modelnet.bus.embedded import EmbeddedNats
-from modelnet.engines import Ability, Chunk, Embeddings, EngineState, Prompt, Sampling, Scores
+from modelnet.engines import Ability, Chunk, Embeddings, EngineState, Prompt, Sampling, Scores, Unsupported
 from modelnet.messages import Delta, Final
 from modelnet.settings import Settings
 from modelnet.worker import worker_app
@@ -86,10 +86,10 @@ class Synthetic:
             self._running -= 1
 
     async def embed(self, request_id: str, texts: Sequence[str], *, dimensions: int | None = None) -> Embeddings:
-        raise NotImplementedError
+        raise Unsupported("it makes tokens only")
 
     async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
-        raise NotImplementedError
+        raise Unsupported("it makes tokens only")
 
     async def abort(self, request_id: str) -> None: ...
 

@@ -6,18 +6,14 @@ always add up to 0. Every operation may be repeated: a grant is known by its id,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, Literal, Self
-
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from typing import Any, Literal
 
 from modelnet.errors import GrantConflict, LedgerAway, NoFunds, UnknownAccount, UsageError
 from modelnet.messages import ErrorInfo
+
+from .connection import ScriptedStore
 
 __all__ = ["MAX_AMOUNT", "Account", "Books", "Entry", "Ledger", "Limit", "OpenHold", "Window"]
 
@@ -31,9 +27,6 @@ Window = Literal["hour", "day"]
 
 _PREFIX = "modelnet:{ledger}:"
 _MINT = ":mint"
-_TIMEOUT_S = 2.0
-_CONNECTIONS = 16
-_SCRIPT = files(__package__).joinpath("ledger.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +101,11 @@ class Books:
         return sum(account.balance + account.held for account in self.accounts) - self.minted
 
 
-class Ledger:
+class Ledger(ScriptedStore):
     """A connection to the ledger, made when first used. Every method raises `LedgerAway` while Redis is away."""
 
-    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: seconds since the epoch, instead of the server's own. Raises `UsageError` for a malformed URL."""
-        where = url.rpartition("//")[2].rpartition("@")[2]  # a password may stand before it
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=_CONNECTIONS,
-                timeout=_TIMEOUT_S,
-                socket_timeout=_TIMEOUT_S,
-                socket_connect_timeout=_TIMEOUT_S,
-                decode_responses=True,
-                # Once, at once: that is for connections which a restart of the server has broken.
-                retry=Retry(NoBackoff(), 1),
-            )
-        except ValueError as error:
-            raise UsageError(f"MODELNET_REDIS_URL {where!r} is no Redis URL: {error}") from None
-        self._where = where
-        self._redis: Redis = Redis.from_pool(pool)
-        self._script = self._redis.register_script(_SCRIPT)
-        self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Let go of the connections."""
-        await self._redis.aclose()
+    away, is_away = LedgerAway, "the ledger is away"
+    script, prefix = "ledger.lua", _PREFIX
 
     # ------------------------------------------------------------------ a task's money
 
@@ -312,23 +277,12 @@ class Ledger:
 
     # ------------------------------------------------------------------ Redis
 
-    async def _call(self, operation: str, *args: str | int) -> Any:
-        now = "" if self._clock is None else int(self._clock() * 1e3)
-        return await self._read(self._script(keys=[_PREFIX], args=[operation, now, *args]))
-
     async def _transaction(self, commands: Iterable[tuple[str, ...]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=True)
         for command in commands:
             pipeline.execute_command(*command)
         found: list[Any] = await self._read(pipeline.execute())
         return found
-
-    async def _read(self, answer: Any) -> Any:
-        try:
-            return await answer
-        except (RedisError, OSError) as error:
-            first = (str(error).splitlines() or [repr(error)])[0]
-            raise LedgerAway(f"the ledger is away: Redis at {self._where} says: {first}") from error
 
 
 def _no_funds(tenant: str, amount: int, balance: int, held: int, holds: int) -> str:

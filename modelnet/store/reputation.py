@@ -9,17 +9,16 @@ negotiator overwrites what another has learned, and an outcome counts once, howe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from modelnet.errors import ReputationAway, UsageError
+from modelnet.errors import ReputationAway
 from modelnet.market import Outcome, TrackRecord
 from modelnet.messages import is_capability
+
+from .connection import Store
 
 __all__ = ["Noted", "ReputationBook"]
 
@@ -32,7 +31,6 @@ KEPT_S = 90 * 86_400
 """A worker of whom nothing is heard for so long is forgotten; by then all that was known has faded."""
 
 _PREFIX = "modelnet:reputation:"
-_TIMEOUT_S = 2.0
 
 # KEYS: the worker's records; its outcomes that were counted. What is not of its type is not ours.
 _OPEN = """
@@ -79,32 +77,14 @@ class Noted(NamedTuple):
         return f"{told.tenant}:{told.task}:{told.attempt}:{told.source}"
 
 
-class ReputationBook:
+class ReputationBook(Store):
     """Track records of all workers. Times are seconds since the epoch. Methods raise `ReputationAway`."""
+
+    away, is_away = ReputationAway, "the reputation book is away"
 
     def __init__(self, url: str) -> None:
         """Connects when first used. Raises `UsageError` for a malformed URL."""
-        self._where = url.rpartition("//")[2].rpartition("@")[2]  # a password may stand before it
-        try:
-            self._redis: Redis = Redis.from_url(
-                url,
-                socket_timeout=_TIMEOUT_S,
-                socket_connect_timeout=_TIMEOUT_S,
-                # Once, at once: that is for connections which a restart of the server has broken.
-                retry=Retry(NoBackoff(), 1),
-            )
-        except ValueError as error:
-            raise UsageError(f"MODELNET_REDIS_URL {self._where!r} is no Redis URL: {error}") from None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Let go of the connections."""
-        await self._redis.aclose()
+        super().__init__(url, text=False)
 
     async def learn(self, noted: Iterable[Noted]) -> dict[tuple[str, str], TrackRecord]:
         """Count outcomes, each once; the records of their workers and capabilities as they then stand."""
@@ -142,7 +122,7 @@ class ReputationBook:
         for worker in workers:
             pipeline.hgetall(_key(worker))
         found: dict[tuple[str, str], TrackRecord] = {}
-        for worker, answer in zip(workers, await self._ask(pipeline), strict=True):
+        for worker, answer in zip(workers, await self._read(pipeline.execute(raise_on_error=False)), strict=True):
             if isinstance(answer, ResponseError):
                 log.warning("records_unreadable", worker=worker, error=str(answer))
                 continue
@@ -158,18 +138,10 @@ class ReputationBook:
         for script, worker, arguments in calls:
             pipeline.eval(script, 2, _key(worker), f"{_key(worker)}:counted", *arguments)
             count += 1
-        answers = await self._ask(pipeline) if count else []
+        answers: list[Any] = await self._read(pipeline.execute(raise_on_error=False)) if count else []
         for answer in answers:
             if isinstance(answer, ResponseError):
                 raise ReputationAway(f"Redis at {self._where} does not keep track records: {answer}")
-        return answers
-
-    async def _ask(self, pipeline: Any) -> list[Any]:
-        try:
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            first = (str(error).splitlines() or [repr(error)])[0]
-            raise ReputationAway(f"the reputation book is away: Redis at {self._where} says: {first}") from error
         return answers
 
 

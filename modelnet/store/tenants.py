@@ -10,17 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, Literal, Self
-
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from typing import Literal
 
 from modelnet.errors import TenantExists, TenantsAway, UnknownTenant, UsageError
+
+from .connection import ScriptedStore
 
 __all__ = ["KEY_PREFIX", "Admission", "Allowance", "Bucket", "Holder", "Key", "Tenant", "Tenants"]
 
@@ -30,9 +25,6 @@ KEY_PREFIX = "mn-"
 Kind = Literal["requests", "tokens"]
 
 _PREFIX = "modelnet:{tenants}:"
-_TIMEOUT_S = 2.0
-_CONNECTIONS = 16
-_SCRIPT = files(__package__).joinpath("tenants.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,39 +90,11 @@ class Tenant:
     """The oldest first."""
 
 
-class Tenants:
+class Tenants(ScriptedStore):
     """A connection to the tenants, made when first used. Every method raises `TenantsAway` while Redis is away."""
 
-    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: seconds since the epoch, instead of the server's own. Raises `UsageError` for a malformed URL."""
-        where = url.rpartition("//")[2].rpartition("@")[2]  # a password may stand before it
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=_CONNECTIONS,
-                timeout=_TIMEOUT_S,
-                socket_timeout=_TIMEOUT_S,
-                socket_connect_timeout=_TIMEOUT_S,
-                decode_responses=True,
-                # Once, at once: that is for connections which a restart of the server has broken.
-                retry=Retry(NoBackoff(), 1),
-            )
-        except ValueError as error:
-            raise UsageError(f"MODELNET_REDIS_URL {where!r} is no Redis URL: {error}") from None
-        self._where = where
-        self._redis: Redis = Redis.from_pool(pool)
-        self._script = self._redis.register_script(_SCRIPT)
-        self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Let go of the connections."""
-        await self._redis.aclose()
+    away, is_away = TenantsAway, "the tenants cannot be looked up"
+    script, prefix = "tenants.lua", _PREFIX
 
     # ------------------------------------------------------------------ who they are
 
@@ -209,25 +173,12 @@ class Tenants:
         """Count tokens. How many there will be is not known before: a tenant may so owe some, and waits for longer."""
         await self._call("used", name, tokens)
 
-    # ------------------------------------------------------------------ Redis
-
     def _known(self, name: str, done: str) -> None:
         if done == "unknown":
             raise self._unknown(name)
 
     def _unknown(self, name: str) -> UnknownTenant:
         return UnknownTenant(f"no tenant {name!r}: `modelnet tenant create {name}` makes one")
-
-    async def _call(self, operation: str, *args: str | int) -> Any:
-        now = "" if self._clock is None else int(self._clock() * 1e3)
-        return await self._read(self._script(keys=[_PREFIX], args=[operation, now, *args]))
-
-    async def _read(self, answer: Any) -> Any:
-        try:
-            return await answer
-        except (RedisError, OSError) as error:
-            first = (str(error).splitlines() or [repr(error)])[0]
-            raise TenantsAway(f"the tenants cannot be looked up: Redis at {self._where} says: {first}") from error
 
 
 def digest_of_key(key: str) -> str:

@@ -15,20 +15,9 @@ from redis.asyncio import Redis
 from modelnet.bus.embedded import EmbeddedRedis
 from modelnet.errors import GrantConflict, LedgerAway, NoFunds, UnknownAccount, UsageError
 from modelnet.store.ledger import MARGIN_S, MAX_AMOUNT, Books, Ledger
+from tests.store.clock import NOON, Clock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-NOON = 1_800_000_000 // 86_400 * 86_400 + 43_200.0
-
-
-class Clock:
-    """Time that stands still."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -12,17 +12,9 @@ from redis.asyncio import Redis
 from modelnet.bus.embedded import EmbeddedRedis
 from modelnet.errors import TenantExists, TenantsAway, UnknownTenant, UsageError
 from modelnet.store.tenants import Allowance, Holder, Tenants
+from tests.store.clock import Clock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-class Clock:
-    """Time that stands still until it is moved."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
