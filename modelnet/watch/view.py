@@ -9,29 +9,24 @@ second, and those begun are followed to their end. The counters are the streams'
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelnet.messages import (
-    Awarded,
     Beat,
-    CancelAsked,
-    CapabilityCard,
     Final,
     JournalEntry,
     Offer,
     Planned,
     Transcript,
-    Waiting,
     WorkerCard,
     matches,
     part_id,
 )
-from modelnet.telling import why
 
 from .counters import Counters, Rates
 from .history import BIN_S, History
+from .rows import auction_row, cut, entry_fields, rounded, served_row
 from .table import Changes, Row, Table
 
 __all__ = ["ADMITTED_S", "View", "task_key"]
@@ -44,9 +39,7 @@ TASKS = 300
 AUCTIONS = 60
 ACCOUNTS = 500
 
-_BIDS = 8
 _CAPABILITIES = 16
-_TEXT = 160
 _REMEMBERED_S = 20.0
 """A worker that is lost or has left is shown for so long."""
 
@@ -55,19 +48,10 @@ _SAMPLED_S = 10.0
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-"""Characters that would act on a terminal, or turn the direction of what follows."""
-
 
 def task_key(tenant: str, task: str) -> str:
     """The key of a task's row."""
     return f"{tenant}/{task}"
-
-
-def _cut(text: str, most: int = _TEXT) -> str:
-    """What somebody else has written, fit for a cell of a table."""
-    fits = len(text) <= most
-    return _CONTROL.sub(" ", text if fits else text[: most - 1] + "…")
 
 
 class View:
@@ -101,7 +85,7 @@ class View:
 
     def card(self, card: WorkerCard, now: float) -> None:
         """The card of a worker that is heard."""
-        served = [_served(one) for one in card.capabilities[:_CAPABILITIES]]
+        served = [served_row(one) for one in card.capabilities[:_CAPABILITIES]]
         had = self._workers.get(card.worker)
         if had is not None and self._instances.get(card.worker) == card.instance:
             known = {one["pattern"]: one for one in had["capabilities"]}
@@ -111,8 +95,8 @@ class View:
             "id": card.worker,
             "owner": card.owner,
             "slots": card.slots,
-            "software": _cut(card.software, 80),
-            "labels": {_cut(key, 40): _cut(value, 40) for key, value in list(card.labels.items())[:8]},
+            "software": cut(card.software, 80),
+            "labels": {cut(key, 40): cut(value, 40) for key, value in list(card.labels.items())[:8]},
             "capabilities": served,
             "more_capabilities": max(len(card.capabilities) - _CAPABILITIES, 0),
         }
@@ -145,7 +129,7 @@ class View:
         row = self._workers.get(offer.worker)
         if row is None:
             return
-        told = {"p50_ms": _rounded(offer.p50_ms), "p90_ms": _rounded(offer.p90_ms)}
+        told = {"p50_ms": rounded(offer.p50_ms), "p90_ms": rounded(offer.p90_ms)}
         if offer.price is not None:
             told["price"] = offer.price
         self._served(row, offer.capability, told)
@@ -224,7 +208,7 @@ class View:
             if whole in self._tasks:
                 self._tasks.put(whole, {"capability": transcript.capability}, self.version)
         if self._row(key, transcript.tenant, transcript.task, at, facts):
-            self._auctions.put(transcript.auction, _auction(transcript, at), self.version)
+            self._auctions.put(transcript.auction, auction_row(transcript, at), self.version)
 
     def entry(self, tenant: str, task: str, entry: JournalEntry, at: float) -> None:
         """A journal entry that was accepted."""
@@ -233,7 +217,7 @@ class View:
             self._history.ended(entry, at, self.version)
             if entry.worker and entry.price and (had := self._pulses.get(entry.worker)) is not None:
                 self._pulse(entry.worker, earned=had["earned"] + entry.price)
-        self._row(task_key(tenant, task), tenant, task, at, _told(entry, at))
+        self._row(task_key(tenant, task), tenant, task, at, entry_fields(entry, at))
         if isinstance(entry, Planned) and task_key(tenant, task) in self._tasks:
             for number in range(1, entry.width + 1):
                 self._parents[task_key(tenant, part_id(task, number))] = task
@@ -247,7 +231,7 @@ class View:
 
     def settle(self, tenant: str, task: str, entry: JournalEntry | None, now: float) -> None:
         """What the journal says of an unsettled row; None: nothing new."""
-        told = _told(entry, now) if entry is not None else {}
+        told = entry_fields(entry, now) if entry is not None else {}
         key = task_key(tenant, task)
         if key in self._tasks:
             self._tasks.put(key, {**told, "heard": now}, self.version)
@@ -306,7 +290,7 @@ class View:
         if text is None:
             self._notes.pop(what, None)
         else:
-            self._notes[what] = _cut(text, 300)
+            self._notes[what] = cut(text, 300)
 
     def tick(self, now: float) -> None:
         """Time has passed: who is lost is told, who was lost long ago is forgotten. Begins a new version."""
@@ -391,79 +375,6 @@ class View:
 
 def _plain(changes: Changes) -> Row:
     return {"put": list(changes.put), "gone": changes.gone}
-
-
-def _served(card: CapabilityCard) -> Row:
-    return {
-        "pattern": card.pattern,
-        "model": _cut(card.model, 80) if card.model else None,
-        "price": card.price,
-        "claimed": card.quality,
-    }
-
-
-def _auction(transcript: Transcript, at: float) -> Row:
-    bids = transcript.bids[:_BIDS]
-    return {
-        "id": transcript.auction,
-        "task": transcript.task,
-        "tenant": transcript.tenant,
-        "capability": transcript.capability,
-        "attempt": transcript.attempt,
-        "at": at,
-        "window_ms": round(transcript.window_ms, 1),
-        "closed_by": transcript.closed_by,
-        "asked": transcript.asked,
-        "budget": transcript.budget,
-        "bids": [
-            {
-                "worker": bid.worker,
-                "price": bid.price,
-                "p50_ms": _rounded(bid.expected_p50_ms or bid.p50_ms),
-                "quality": round(bid.quality, 3),
-                "score": round(bid.score, 1),
-                "eligible": bid.eligible,
-            }
-            for bid in bids
-        ],
-        "bid_count": len(transcript.bids),
-        "refusals": len(transcript.refusals),
-        "winner": transcript.winner,
-        "price": transcript.price,
-        "rule": transcript.rule,
-        "why": _cut(why(transcript), 300),
-        "strategy": _cut(transcript.strategy),
-    }
-
-
-def _told(entry: JournalEntry, at: float) -> Row:
-    """What a journal entry says about its task's row."""
-    if isinstance(entry, Awarded):
-        return {"status": "running", "worker": entry.worker, "price": entry.price, "attempt": entry.attempt, "note": ""}
-    if isinstance(entry, Waiting):
-        return {"status": "waiting", "note": entry.reason.replace("_", " ")}
-    if isinstance(entry, Planned):
-        return {"status": "running", "note": _cut(entry.why)}
-    if isinstance(entry, CancelAsked):
-        return {"note": "cancel asked"}
-    told: Row = {
-        "status": entry.status,
-        "capability": entry.capability,
-        "worker": entry.worker,
-        "price": entry.price,
-        "bids": entry.bids,
-        "total_ms": round(entry.timings.total_ms, 1),
-        "ended": at,
-        "note": _cut(f"{entry.error.code}: {entry.error.message}") if entry.error else "",
-    }
-    if entry.attempts:
-        told["attempt"] = entry.attempts
-    return told
-
-
-def _rounded(ms: float) -> float:
-    """Two digits: more would change with every message, and mean nothing."""
-    return float(f"{ms:.2g}")
 
 
 def _tenth(rate: float | None) -> float | None:
