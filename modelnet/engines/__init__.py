@@ -1,26 +1,18 @@
 """What runs a model: vLLM by two drivers, or NumPy for small Llama folders, behind one interface."""
 
-from modelnet.engines.base import (
-    Ability,
+from modelnet.engines.base import Ability, Chunk, Embeddings, Engine, EngineState, Grammar, Prompt, Sampling, Scores
+from modelnet.engines.continuation import continued
+from modelnet.engines.errors import (
     BadPrompt,
     BadSampling,
-    Chunk,
     DuplicateRequest,
-    Embeddings,
-    Engine,
     EngineBusy,
     EngineDead,
     EngineError,
-    EngineState,
     EngineUnavailable,
-    Grammar,
-    Prompt,
     PromptTooLong,
-    Sampling,
-    Scores,
     Unsupported,
 )
-from modelnet.engines.continuation import continued
 from modelnet.engines.select import EngineKind, open_engine
 from modelnet.engines.template import (
     BadRecipe,

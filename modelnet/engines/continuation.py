@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from modelnet.engines.base import Chunk, Engine, Prompt, Sampling, Unsupported
+from modelnet.engines.base import Chunk, Engine, Prompt, Sampling
+from modelnet.engines.errors import Unsupported
 
 __all__ = ["StopFilter", "continued"]
 

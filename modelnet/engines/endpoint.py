@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import httpx2 as httpx
 from pydantic import SecretStr
 
-from modelnet.engines.base import (
+from modelnet.engines.errors import (
     BadPrompt,
     BadSampling,
     EngineBusy,

@@ -25,22 +25,18 @@ from modelnet.attempt import Threads
 from modelnet.engines.base import (
     PLAIN,
     Ability,
-    BadPrompt,
     Chunk,
     Embeddings,
-    EngineDead,
-    EngineError,
     EngineState,
-    EngineUnavailable,
     Prompt,
     Sampling,
     Scores,
-    Unsupported,
     aborted,
     needed,
     require,
 )
 from modelnet.engines.continuation import StopFilter
+from modelnet.engines.errors import BadPrompt, EngineDead, EngineError, EngineUnavailable, Unsupported
 from modelnet.engines.meter import Meter
 from modelnet.engines.requests import Request, Requests
 

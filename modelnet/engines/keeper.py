@@ -11,18 +11,8 @@ from contextlib import aclosing
 
 import structlog
 
-from modelnet.engines.base import (
-    Ability,
-    Chunk,
-    Embeddings,
-    Engine,
-    EngineDead,
-    EngineError,
-    EngineState,
-    Prompt,
-    Sampling,
-    Scores,
-)
+from modelnet.engines.base import Ability, Chunk, Embeddings, Engine, EngineState, Prompt, Sampling, Scores
+from modelnet.engines.errors import EngineDead, EngineError
 
 __all__ = ["STALL_S", "KeptEngine"]
 

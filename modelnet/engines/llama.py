@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelnet.engines.base import EngineUnavailable
+from modelnet.engines.errors import EngineUnavailable
 from modelnet.engines.weights import read_header
 
 __all__ = ["Llama", "LlamaConfig", "Span"]

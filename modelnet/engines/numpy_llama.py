@@ -13,17 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modelnet.engines.base import (
-    PLAIN,
-    Ability,
-    Chunk,
-    EngineState,
-    EngineUnavailable,
-    FinishReason,
-    Prompt,
-    Sampling,
-    Unsupported,
-)
+from modelnet.engines.base import PLAIN, Ability, Chunk, EngineState, FinishReason, Prompt, Sampling
+from modelnet.engines.errors import EngineUnavailable, Unsupported
 from modelnet.engines.llama import Llama, LlamaConfig, Span
 from modelnet.engines.meter import Meter
 from modelnet.engines.pooling import Pooler, PoolRequest

@@ -20,24 +20,26 @@ from pydantic import SecretStr
 
 from modelnet.engines.base import (
     Ability,
-    BadPrompt,
     Chunk,
     Embeddings,
-    EngineBusy,
-    EngineDead,
-    EngineError,
     EngineState,
-    EngineUnavailable,
     Prompt,
-    PromptTooLong,
     Sampling,
     Scores,
-    Unsupported,
     aborted,
     needed,
     require,
 )
 from modelnet.engines.endpoint import ROUTES, Endpoint, Listed, Software
+from modelnet.engines.errors import (
+    BadPrompt,
+    EngineBusy,
+    EngineDead,
+    EngineError,
+    EngineUnavailable,
+    PromptTooLong,
+    Unsupported,
+)
 from modelnet.engines.limits import RateLimits
 from modelnet.engines.meter import Meter
 from modelnet.engines.openai_answers import Reader, read_embeddings, read_scores

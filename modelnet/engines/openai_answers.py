@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from modelnet.engines.base import Chunk, Embeddings, EngineBusy, EngineError, FinishReason, Sampling, Scores
+from modelnet.engines.base import Chunk, Embeddings, FinishReason, Sampling, Scores
 from modelnet.engines.continuation import StopFilter
+from modelnet.engines.errors import EngineBusy, EngineError
 from modelnet.messages import TokenAlternative, TokenLogprob, ToolCallPart
 
 __all__ = ["Reader", "read_embeddings", "read_scores"]

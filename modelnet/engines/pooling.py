@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelnet.engines.base import BadPrompt, Unsupported
+from modelnet.engines.errors import BadPrompt, Unsupported
 from modelnet.engines.prompts import checked_token_ids
 
 __all__ = ["PoolRequest", "Pooled", "Pooler"]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from modelnet.engines.base import BadPrompt, PromptTooLong
+from modelnet.engines.errors import BadPrompt, PromptTooLong
 
 __all__ = ["checked_token_ids", "plain_messages"]
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from modelnet.engines.base import DuplicateRequest
+from modelnet.engines.errors import DuplicateRequest
 
 __all__ = ["Request", "Requests", "Silent"]
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import structlog
 
-from modelnet.engines.base import Engine, EngineUnavailable
+from modelnet.engines.base import Engine
+from modelnet.engines.errors import EngineUnavailable
 from modelnet.engines.vllm_setup import has_gpu, vllm_available
 from modelnet.engines.weights import count_parameters
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from modelnet.engines.base import Ability, Chunk, EngineError, EngineState, Prompt, Sampling
+from modelnet.engines.base import Ability, Chunk, EngineState, Prompt, Sampling
+from modelnet.engines.errors import EngineError
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 
 __all__ = ["Item", "StepCore", "StepThread"]

@@ -27,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from modelnet.engines.base import BadPrompt, BadSampling, EngineError, Prompt, Sampling
+from modelnet.engines.base import Prompt, Sampling
+from modelnet.engines.errors import BadPrompt, BadSampling, EngineError
 
 __all__ = [
     "BadRecipe",

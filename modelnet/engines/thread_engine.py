@@ -10,12 +10,8 @@ from typing import Any
 from modelnet.engines.base import (
     Ability,
     Chunk,
-    DuplicateRequest,
     Embeddings,
-    EngineDead,
-    EngineError,
     EngineState,
-    EngineUnavailable,
     Prompt,
     Sampling,
     Scores,
@@ -23,6 +19,7 @@ from modelnet.engines.base import (
     needed,
     require,
 )
+from modelnet.engines.errors import DuplicateRequest, EngineDead, EngineError, EngineUnavailable
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 from modelnet.engines.stepping import Item, StepCore, StepThread
 

@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from modelnet.engines.base import BadPrompt, EngineUnavailable, Prompt
+from modelnet.engines.base import Prompt
+from modelnet.engines.errors import BadPrompt, EngineUnavailable
 from modelnet.engines.prompts import plain_messages
 
 __all__ = ["FolderTokenizer", "TextStream"]

@@ -16,14 +16,9 @@ from typing import Any
 
 from modelnet.engines.base import (
     Ability,
-    BadPrompt,
     Chunk,
-    DuplicateRequest,
     Embeddings,
-    EngineDead,
-    EngineError,
     EngineState,
-    EngineUnavailable,
     Prompt,
     Sampling,
     Scores,
@@ -31,6 +26,7 @@ from modelnet.engines.base import (
     needed,
     require,
 )
+from modelnet.engines.errors import BadPrompt, DuplicateRequest, EngineDead, EngineError, EngineUnavailable
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 from modelnet.engines.stepping import Item, StepThread
 from modelnet.engines.thread_engine import ThreadEngine

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from modelnet.engines.base import Unsupported
+from modelnet.engines.errors import Unsupported
 
 __all__ = ["Adapters"]
 

@@ -8,16 +8,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from modelnet.engines.base import (
-    BadPrompt,
-    BadSampling,
-    Chunk,
-    EngineError,
-    EngineState,
-    EngineUnavailable,
-    Grammar,
-    Sampling,
-)
+from modelnet.engines.base import Chunk, EngineState, Grammar, Sampling
+from modelnet.engines.errors import BadPrompt, BadSampling, EngineError, EngineUnavailable
 from modelnet.engines.meter import Meter
 from modelnet.engines.steps import StepModel
 from modelnet.engines.vllm_text import LogprobReader

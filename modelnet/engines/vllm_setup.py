@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from modelnet.engines.base import EngineUnavailable
+from modelnet.engines.errors import EngineUnavailable
 
 __all__ = ["engine_options", "has_gpu", "prepare_environment", "require_spawn_guard", "vllm_available"]
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelnet.engines.base import BadPrompt, Prompt
+from modelnet.engines.base import Prompt
+from modelnet.engines.errors import BadPrompt
 from modelnet.engines.prompts import checked_token_ids, plain_messages
 from modelnet.messages import TokenAlternative, TokenLogprob
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from uuid_utils import uuid7
 
-from modelnet.engines.base import BadPrompt, EngineUnavailable, Grammar, Prompt
+from modelnet.engines.base import Grammar, Prompt
+from modelnet.engines.errors import BadPrompt, EngineUnavailable
 from modelnet.messages import ToolCallPart
 
 __all__ = ["CallReader", "ToolSyntax", "forcing_grammar"]

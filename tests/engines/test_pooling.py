@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from modelnet.engines import BadPrompt, EngineKind, PromptTooLong, Unsupported, open_engine, vllm_available
-from modelnet.engines.base import DuplicateRequest, Prompt, Sampling
+from modelnet.engines.base import Prompt, Sampling
+from modelnet.engines.errors import DuplicateRequest
 from tests.engines.bert import cross_scores, mean_vectors, write_cross_encoder, write_embedder
 
 pytestmark = pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
