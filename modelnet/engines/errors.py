@@ -1,14 +1,14 @@
 """What engines report.
 
-    EngineError                 engine_error         root of all below, itself a `ModelnetError`
-    ├── BadPrompt               bad_prompt           the prompt can't be read by this model
-    │   └── PromptTooLong       too_long             the prompt leaves no room for one token of answer
-    ├── BadSampling             bad_sampling         a sampling parameter is out of range
-    ├── Unsupported             unsupported          this engine or this model can't do that at all
-    ├── DuplicateRequest        duplicate_request    a request of this id is running
-    ├── EngineBusy              busy                 the engine takes nothing more for now
-    ├── EngineUnavailable       engine_unavailable   the engine can't be had here, or did not start
-    └── EngineDead              engine_dead          the engine ran and runs no longer
+EngineError                 engine_error         root of all below, itself a `ModelnetError`
+├── BadPrompt               bad_prompt           the prompt can't be read by this model
+│   └── PromptTooLong       too_long             the prompt leaves no room for one token of answer
+├── BadSampling             bad_sampling         a sampling parameter is out of range
+├── Unsupported             unsupported          this engine or this model can't do that at all
+├── DuplicateRequest        duplicate_request    a request of this id is running
+├── EngineBusy              busy                 the engine takes nothing more for now
+├── EngineUnavailable       engine_unavailable   the engine can't be had here, or did not start
+└── EngineDead              engine_dead          the engine ran and runs no longer
 """
 
 from modelnet.errors import ModelnetError
