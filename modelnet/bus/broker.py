@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from faststream import AckPolicy
 from faststream.nats import NatsBroker
 from faststream.specification import AsyncAPI
 from nats.aio.client import Client, ErrorCallback
+from nats.errors import ConnectionClosedError, ConnectionReconnectingError
 
 from modelnet.settings import Settings
 
@@ -43,13 +45,14 @@ class Broker(NatsBroker):
         exc_val: BaseException | None = None,
         exc_tb: TracebackType | None = None,
     ) -> None:
-        """Stop its subscribers and drain the connection, or close it."""
-        lost = self._connection if self._connection is not None and not self._connection.is_connected else None
-        if lost is not None:
+        """Stop its subscribers, drain the connection if it stands, and close it."""
+        connection = self._connection
+        if connection is not None and not connection.is_connected:
             self._connection = None
-        await super().stop(exc_type, exc_val, exc_tb)
-        if lost is not None:
-            await close(lost)
+        with contextlib.suppress(ConnectionReconnectingError, ConnectionClosedError):  # lost while it stopped
+            await super().stop(exc_type, exc_val, exc_tb)
+        if connection is not None:
+            await close(connection)
 
 
 def make_broker(settings: Settings, name: str, *, on_reconnect: Callable[[], Awaitable[None]]) -> NatsBroker:

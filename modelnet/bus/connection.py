@@ -95,6 +95,13 @@ async def close(nc: Client) -> None:
     # With the server away, nats-py writes what is pending to a transport that is closed, which uvloop refuses.
     with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
         await nc.close()
+    # Where a cancellation meets an attempt that has just failed, asyncio.wait_for (before Python 3.12) raises that
+    # failure instead, and nats-py tries again, for ever: nothing but another cancellation ends it.
+    reconnecting = nc._reconnection_task
+    if reconnecting is not asyncio.current_task():
+        while reconnecting is not None and not reconnecting.done():
+            reconnecting.cancel()
+            await asyncio.wait([reconnecting], timeout=0.1)
 
 
 def explain(error: Exception, refusals: list[Exception], settings: Settings) -> ConnectionFailed:

@@ -121,7 +121,7 @@ def _gpu() -> Finding:
 
 
 async def _bus(settings: Settings) -> list[Finding]:
-    from modelnet.bus.connection import connect
+    from modelnet.bus.connection import close, connect
     from modelnet.bus.streams import STREAMS
     from modelnet.client import Client
 
@@ -159,7 +159,7 @@ async def _bus(settings: Settings) -> list[Finding]:
             findings.append(Finding("negotiator", waiting > 0, f"{waiting} pulls open", advice))
         return findings
     finally:
-        await nc.close()
+        await close(nc)
 
 
 async def _storage(nc: Bus) -> Finding:

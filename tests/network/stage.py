@@ -15,7 +15,7 @@ from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 
 import modelnet
-from modelnet.bus.connection import connect
+from modelnet.bus.connection import close, connect
 from modelnet.bus.embedded import EmbeddedRedis
 from modelnet.client import Client, TaskHandle
 from modelnet.reader import StreamEvent
@@ -186,7 +186,7 @@ class _Connection:
         return self._bus
 
     async def __aexit__(self, *_: object) -> None:
-        await self._bus.close()
+        await close(self._bus)
 
 
 async def events(task: TaskHandle) -> list[StreamEvent]:
