@@ -104,6 +104,8 @@ class Worker:
         self._threads = Threads(f"{name}-handler")
         self._background: set[asyncio.Task[None]] = set()
         self._joined = False
+        self._claimed = True
+        """Whether the server is known to have our contracts and card."""
         self._offers = 0
         """How many were made."""
         self.on_left: Callable[[], None] = lambda: None
@@ -378,16 +380,25 @@ class Worker:
 
     async def _reconnected(self) -> None:
         await self._beat()
-        if self._joined:
-            await self._outbox.reconnected()
-        await self._claim_again()
+        self._claimed = False
+        self._outbox.reconnected()
+        await self._mend()
 
-    async def _claim_again(self) -> None:
-        """The server may have come back without its data: announce what it should know."""
-        for capability in self._capabilities.values():
-            await self._catalogue.announce(capability.contract)
-        if await self._catalogue.card(self.id) is None:
-            await self._catalogue.claim(self._card())
+    async def _mend(self) -> None:
+        """Whatever a lost connection may have cost: the server may have come back without its data."""
+        if not self._joined:
+            return
+        try:
+            if not self._claimed:
+                for capability in self._capabilities.values():
+                    await self._catalogue.announce(capability.contract)
+                if await self._catalogue.card(self.id) is None:
+                    await self._catalogue.claim(self._card())
+                self._claimed = True
+            await self._outbox.mend()
+            await self._outbox.repeat()
+        except (nats.errors.Error, ConnectionFailed) as error:  # the next beat tries again
+            log.debug("not_mended", worker=self.id, error=repr(error))
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
@@ -412,15 +423,15 @@ class Worker:
         await self._bus.publish(subjects.beat(self.id), self._state(leaving=leaving).encode())
 
     async def _beats(self) -> None:
+        mending: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(self._settings.beat_s)
             self._obey(self._attempts.overdue(time.monotonic()))
             if self._bus.is_connected:
                 await self._beat()
                 await self._offer()
-                with contextlib.suppress(ConnectionFailed):  # the next beat tries again
-                    await self._outbox.mend()
-                await self._outbox.repeat()
+                if mending is None or mending.done():  # streams that do not answer must not silence a living worker
+                    mending = self._spawn(self._mend())
 
     async def _offer(self) -> None:
         for pattern, capability in self._capabilities.items():

@@ -16,7 +16,7 @@ from nats.errors import ConnectionClosedError, ConnectionReconnectingError
 from modelnet.settings import Settings
 
 from .channels import describe
-from .connection import close, connection_options
+from .connection import Connection, close, connection_options
 
 __all__ = ["make_broker", "specification"]
 
@@ -26,7 +26,7 @@ class Broker(NatsBroker):
 
     FastStream raises some NATS errors again from its error callback, among them that of a publish without a subject.
     That is right while it connects; later nats-py ends the subscription whose handler failed, without a word. And
-    nats-py refuses to drain a connection that is lost.
+    nats-py refuses to drain a connection that is lost. Its connection is a `Connection`.
     """
 
     def __init__(self, *, error_cb: ErrorCallback, **options: Any) -> None:
@@ -37,6 +37,12 @@ class Broker(NatsBroker):
         """Connect, once."""
         connection = await super().connect()
         connection._error_cb = self._on_error
+        return connection
+
+    async def _connect(self) -> Client:
+        connection = Connection()
+        await connection.connect(**self._connection_kwargs)
+        self.config.connect(connection)
         return connection
 
     async def stop(

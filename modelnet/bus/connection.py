@@ -14,9 +14,43 @@ from nats.aio.client import Client
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
 
-__all__ = ["close", "connect", "connection_options"]
+__all__ = ["Connection", "close", "connect", "connection_options"]
 
 log = structlog.get_logger(__name__)
+
+
+class Connection(Client):  # type: ignore[misc]  # nats-py has no types
+    """nats-py's client, which as it is may give up reconnecting, or reconnect for ever after it was closed."""
+
+    async def _attempt_reconnect(self) -> None:
+        """Until it is connected or closed.
+
+        What fails after the new connection's read loop has begun, such as the first flush, makes nats-py try again on
+        the same transport, where that loop reads still: a RuntimeError, by which the attempts end without a word.
+        """
+        while not self.is_closed:
+            try:
+                await super()._attempt_reconnect()
+                return
+            except Exception as error:
+                log.warning("reconnect_failed", error=repr(error))
+                self._status = Client.RECONNECTING
+                await asyncio.sleep(self.options["reconnect_time_wait"])
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """Close, and try no more to connect.
+
+        Where a cancellation meets an attempt that has just failed, asyncio.wait_for (before Python 3.12) raises that
+        failure instead, and nats-py tries again, for ever: nothing but another cancellation ends it.
+        """
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            reconnecting = self._reconnection_task
+            if reconnecting is not asyncio.current_task():
+                while reconnecting is not None and not reconnecting.done():
+                    reconnecting.cancel()
+                    await asyncio.wait([reconnecting], timeout=0.1)
 
 
 def connection_options(
@@ -25,6 +59,7 @@ def connection_options(
     """nats-py options for a connection that reconnects for ever and notices a dead peer in about 20 s.
 
     `on_reconnect` is awaited after each reconnect, when subscriptions stand again and what was sent meanwhile is lost.
+    If it fails, that is logged.
     """
 
     async def on_error(error: Exception) -> None:
@@ -38,8 +73,12 @@ def connection_options(
 
     async def reconnected() -> None:
         log.info("bus_reconnected", connection=name)
-        if on_reconnect is not None:
+        if on_reconnect is None:
+            return
+        try:
             await on_reconnect()
+        except Exception as error:  # nats-py would take the connection for lost, or be lost itself
+            log.warning("reconnect_incomplete", connection=name, error=repr(error))
 
     options: dict[str, Any] = {
         "servers": settings.servers,
@@ -61,7 +100,7 @@ def connection_options(
 
 async def connect(
     settings: Settings, name: str, *, on_reconnect: Callable[[], Awaitable[None]] | None = None
-) -> Client:
+) -> Connection:
     """A connection that fails at once if no server is there, and reconnects for ever once it has been made.
 
     Raises `ConnectionFailed` or `AuthenticationFailed`.
@@ -72,7 +111,7 @@ async def connect(
     async def on_error(error: Exception) -> None:
         refusals.append(error)
 
-    nc = Client()
+    nc = Connection()
 
     async def on_disconnect() -> None:
         if not nc.is_closed:  # else it was closed on purpose
@@ -95,13 +134,6 @@ async def close(nc: Client) -> None:
     # With the server away, nats-py writes what is pending to a transport that is closed, which uvloop refuses.
     with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
         await nc.close()
-    # Where a cancellation meets an attempt that has just failed, asyncio.wait_for (before Python 3.12) raises that
-    # failure instead, and nats-py tries again, for ever: nothing but another cancellation ends it.
-    reconnecting = nc._reconnection_task
-    if reconnecting is not asyncio.current_task():
-        while reconnecting is not None and not reconnecting.done():
-            reconnecting.cancel()
-            await asyncio.wait([reconnecting], timeout=0.1)
 
 
 def explain(error: Exception, refusals: list[Exception], settings: Settings) -> ConnectionFailed:

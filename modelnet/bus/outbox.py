@@ -101,13 +101,15 @@ class Outbox:
             if not trail.acked and now - trail.sent_at > RETRY_S:
                 await self._publish_last(trail)
 
-    async def reconnected(self) -> None:
-        """Make every open trail whole. Raises `ConnectionFailed` if the stream cannot be read; then call it again."""
+    def reconnected(self) -> None:
+        """What was sent before may be lost: `mend` is due."""
         self._connection += 1
-        await self.mend()
 
     async def mend(self) -> None:
-        """Publish what the stream lacks of trails that began on an earlier connection."""
+        """Publish what the stream lacks of trails that began on an earlier connection.
+
+        Raises `ConnectionFailed` if the stream cannot be read; then call it again.
+        """
         connection = self._connection
         for trail in list(self._trails):
             if trail.connection == connection:

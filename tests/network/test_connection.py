@@ -6,8 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import nats.errors
+import pytest
+
 from modelnet.bus.connection import close, connect
 from modelnet.bus.embedded import EmbeddedNats
+from modelnet.errors import ConnectionFailed
 from tests.network.stage import PATIENCE_S, fast, until
 
 
@@ -36,3 +40,59 @@ async def test_closing_ends_a_reconnect_that_swallows_its_cancellation(tmp_path:
     assert swallowed.is_set()
     assert nc._reconnection_task.done()
     assert nc.is_closed
+
+
+async def test_a_failure_while_it_reconnects_does_not_end_the_attempts(tmp_path: Path) -> None:
+    """Nothing tells when attempts have ended: its owner would wait for ever."""
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    try:
+        reconnected = asyncio.Event()
+
+        async def on_reconnect() -> None:
+            reconnected.set()
+
+        nc = await connect(fast(server.url), "test", on_reconnect=on_reconnect)
+        heard = await nc.subscribe("heard")
+        flush, failures = nc.flush, 0
+
+        async def fail(*args: Any) -> None:
+            nonlocal failures
+            failures += 1
+            if failures <= 2:
+                raise nats.errors.TimeoutError
+            await flush(*args)
+
+        nc.flush = fail
+        server.restart()
+        await until(reconnected)
+        await nc.publish("heard", b"again")
+        assert (await heard.next_msg(PATIENCE_S)).data == b"again"
+        assert failures > 2
+        await close(nc)
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("error", [ConnectionFailed("no stream"), nats.errors.TimeoutError(), ValueError("a bug")])
+async def test_a_callback_that_fails_leaves_the_connection_as_it_is(tmp_path: Path, error: Exception) -> None:
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    try:
+        calls, called = 0, asyncio.Event()
+
+        async def on_reconnect() -> None:
+            nonlocal calls
+            calls += 1
+            called.set()
+            raise error
+
+        nc = await connect(fast(server.url), "test", on_reconnect=on_reconnect)
+        server.restart()
+        await until(called)
+        await nc.flush()
+        assert nc.is_connected
+        assert calls == 1
+        await close(nc)
+    finally:
+        await server.stop()

@@ -211,8 +211,8 @@ class Negotiator:
         if not self._started:
             return
         self._parts.reconnected()
-        await self._reception.reconnected()
         await self._nc.publish(subjects.ROLL_CALL, RollCall().encode())
+        await self._reception.reconnected()
         await self._till.refresh()
 
     async def _tick(self) -> None:
