@@ -136,7 +136,8 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await process.wait()
             except TimeoutError:
                 log.warning("process_killed", process=self.name)
                 with contextlib.suppress(ProcessLookupError):

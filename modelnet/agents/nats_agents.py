@@ -179,7 +179,8 @@ class Agents:
         try:
             while not gone.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(gone.wait(), self._look_s)
+                    async with asyncio.timeout(self._look_s):
+                        await gone.wait()
                 if bus.is_connected and not gone.is_set():
                     # An ack, which callers take as a sign of life; the server says if there is no caller.
                     await bus.publish(subject, encode_chunk(StatusChunk(status="ack")), reply=inbox)

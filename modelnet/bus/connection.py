@@ -10,6 +10,7 @@ from typing import Any
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
@@ -20,7 +21,18 @@ log = structlog.get_logger(__name__)
 
 
 class Connection(Client):  # type: ignore[misc]  # nats-py has no types
-    """nats-py's client, which as it is may give up reconnecting, or reconnect for ever after it was closed."""
+    """nats-py's client, which as it is may give up reconnecting, reconnect for ever after it was closed, or swallow a
+    cancellation: where one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing."""
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        """As nats-py's, and it ends when it is cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
+        msg = await super().request(*args, **options)
+        if task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+        return msg
 
     async def _attempt_reconnect(self) -> None:
         """Until it is connected or closed.
@@ -40,8 +52,8 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """Close, and try no more to connect.
 
-        Where a cancellation meets an attempt that has just failed, asyncio.wait_for (before Python 3.12) raises that
-        failure instead, and nats-py tries again, for ever: nothing but another cancellation ends it.
+        A cancellation that meets an attempt that has just failed is swallowed, and nats-py tries again, for ever:
+        nothing but another cancellation ends it.
         """
         try:
             await super()._close(status, do_cbs)
@@ -120,7 +132,8 @@ async def connect(
     try:
         first = {"max_reconnect_attempts": 1, "reconnect_time_wait": 0.05, "error_cb": on_error}
         first["disconnected_cb"] = on_disconnect
-        await asyncio.wait_for(nc.connect(**(options | first)), settings.connect_timeout_s)
+        async with asyncio.timeout(settings.connect_timeout_s):
+            await nc.connect(**(options | first))
     except (OSError, nats.errors.Error, TimeoutError) as error:
         await close(nc)
         raise explain(error, refusals, settings) from None

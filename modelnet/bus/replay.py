@@ -5,6 +5,7 @@ nats-py reads one message by direct get; batches (server 2.11) are asked for on 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -66,7 +67,8 @@ async def read_all(
     """Every message whose subject matches, in stream order, from sequence `after` + 1 or from the time `since`; `most`
     of them at most."""
     inbox = nc.new_inbox()
-    sub = await nc.subscribe(inbox)
+    heard = asyncio.Queue[Msg]()
+    sub = await nc.subscribe(inbox, cb=heard.put)  # `next_msg` starts two tasks for each, and may swallow cancellations
     try:
         batch = min(_BATCH, most or _BATCH)
         request: dict[str, Any] = {"next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20}
@@ -76,8 +78,9 @@ async def read_all(
             last, pending = after, 0
             while True:
                 try:
-                    msg = await sub.next_msg(timeout=timeout)
-                except (TimeoutError, nats.errors.TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        msg = await heard.get()
+                except TimeoutError:
                     raise ConnectionFailed(f"stream {stream} did not answer within {timeout:g} s") from None
                 status = _status(msg)
                 if status == "503":

@@ -51,7 +51,8 @@ def mcp(url: Url = None, tenant: Tenant = None) -> None:
                 return 0
             serving.cancel()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(settled.wait(), SETTLE_S)
+                async with asyncio.timeout(SETTLE_S):
+                    await settled.wait()
         # The thread that reads stdin cannot be ended, and the interpreter would wait for it.
         sys.stderr.flush()
         os._exit(128 + stopped.result())

@@ -110,7 +110,8 @@ async def _until(stop: asyncio.Event, network: Network) -> None:
             sys.stderr.write(f"\r\x1b[K{line}  (Ctrl-C stops)")
             sys.stderr.flush()
             try:
-                await asyncio.wait_for(stop.wait(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await stop.wait()
             except TimeoutError:
                 continue
         sys.stderr.write("\n")

@@ -278,7 +278,8 @@ class ClientSuite:
             known = len(self._tasks.heard)
             ours = re.compile(rf"task\.\d\.{TENANT}\.{play.task}\.")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(lost.wait(), self._patience_s)
+                async with asyncio.timeout(self._patience_s):
+                    await lost.wait()
             self.report.demand("C3", lost.is_set(), "the task was published without a subject for the acknowledgement")
             again = await self._tasks.first(
                 self._patience_s, lambda msg: ours.match(msg.subject) is not None, since=known

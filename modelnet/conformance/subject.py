@@ -53,7 +53,8 @@ class Subject:
         if self.running:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), _GRACE_S)
+                async with asyncio.timeout(_GRACE_S):
+                    await self._process.wait()
         if self.running:
             self._signal(signal.SIGKILL)
         await self._process.wait()
@@ -82,7 +83,8 @@ class Subject:
     async def ended(self, within_s: float) -> int | None:
         """Its exit code, or None if it still runs then."""
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._process.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                return await self._process.wait()
         return None
 
     def require_running(self) -> None:
@@ -97,7 +99,8 @@ class Subject:
         """The JSON objects that it prints, one a line, until it ends, or says nothing for so long."""
         while True:
             try:
-                line = await asyncio.wait_for(self.lines.get(), within_s)
+                async with asyncio.timeout(within_s):
+                    line = await self.lines.get()
             except TimeoutError:
                 return
             if line is None:

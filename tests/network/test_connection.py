@@ -8,6 +8,7 @@ from typing import Any
 
 import nats.errors
 import pytest
+from nats.aio.msg import Msg
 
 from modelnet.bus.connection import close, connect
 from modelnet.bus.embedded import EmbeddedNats
@@ -93,6 +94,30 @@ async def test_a_callback_that_fails_leaves_the_connection_as_it_is(tmp_path: Pa
         await nc.flush()
         assert nc.is_connected
         assert calls == 1
+        await close(nc)
+    finally:
+        await server.stop()
+
+
+async def test_a_request_that_is_cancelled_as_its_answer_comes_is_cancelled(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    try:
+        nc = await connect(fast(server.url), "test")
+
+        async def answer(msg: Msg) -> None:
+            await msg.respond(b"answer")
+
+        await nc.subscribe("asked", cb=answer)
+        request = asyncio.create_task(nc.request("asked", timeout=PATIENCE_S))
+        while not nc._resp_map:  # noqa: ASYNC110  # a few steps of the loop, no time
+            await asyncio.sleep(0)
+        (reply,) = nc._resp_map.values()
+        while len(reply._callbacks) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        reply.add_done_callback(lambda _: request.cancel())  # whoever waits for the answer is not awake yet
+        with pytest.raises(asyncio.CancelledError):
+            await request
         await close(nc)
     finally:
         await server.stop()

@@ -83,7 +83,8 @@ class Archive:
         """Write and read for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await self._news.wait()
             self._news.clear()
             await self.work()
             if self._away:
@@ -109,7 +110,8 @@ class Archive:
         """Write what waits, if the book is there, and let go of it."""
         if self._pending and not self._away:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.work(), CLOSING_S)
+                async with asyncio.timeout(CLOSING_S):
+                    await self.work()
         if self._book is not None:
             await self._book.close()
 
