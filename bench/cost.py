@@ -1,9 +1,10 @@
 """What a task of empty work costs: CPU of each party, and tasks per second; beside those of another revision, in turn.
 
-    python -m bench.cost [--against REVISION] [--strategy auction] [--rounds 4] [--write]
+    python -m bench.cost [--against REVISION] [--strategy auction] [--rounds 20] [--write]
 
-Eight bidders, a process each, on one negotiator. Rounds of both trees alternate, each on servers of its own, with this
-tree's packages installed; the ratios are of neighbouring rounds. CPU tells more than rates on a busy machine.
+Eight bidders, a process each, on one negotiator. Both trees' networks are up at once, each on a server of its own, with
+this tree's packages installed, and take turns of a second or two; the ratios are of neighbouring turns, which of the
+two comes first alternates. CPU tells more than rates on a busy machine.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ import modelnet
 from bench.overhead import end, server, spawn
 
 BIDDERS, WARM_UP = 8, 300
-BURSTS = {1: 300, 32: 2000, 128: 3000}
-"""Tasks by how many are in flight."""
+BURSTS = {1: 150, 32: 500, 128: 700}
+"""Tasks of a turn by how many are in flight."""
 
 Row = dict[str, float]
 """What was measured at one number in flight: `negotiator`, `workers`, `client`, `all` in ms of CPU a task, `rate`."""
 
 
-async def measure(strategy: str) -> dict[int, Row]:
-    """One round of the tree that this process imports."""
+async def serve(strategy: str) -> None:
+    """A network of the tree that this process imports: a turn for each line of stdin, its row as a line of stdout."""
     # A revision from before strategies knows auctions only.
     options: dict[str, Any] = {} if strategy == "auction" else {"strategy": strategy}
     async with server() as url:
@@ -55,7 +56,9 @@ async def measure(strategy: str) -> dict[int, Row]:
 
                 for _ in range(WARM_UP):
                     await call()
-                return {flight: await burst(call, flight, count, children) for flight, count in BURSTS.items()}
+                print("ready", flush=True)
+                while line := await asyncio.to_thread(sys.stdin.readline):
+                    print(json.dumps(await burst(call, int(line), BURSTS[int(line)], children)), flush=True)
         finally:
             end(children)
 
@@ -82,13 +85,35 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def round_of(tree: Path, strategy: str) -> dict[int, Row]:
-    """One round of a tree, in a process that imports from there."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", "--strategy", strategy]
-    done = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise SystemExit(f"a round of {tree} failed")
-    return {int(flight): row for flight, row in json.loads(done.stdout.splitlines()[-1]).items()}
+class Tree:
+    """A tree's network, in a process that imports from there."""
+
+    def __init__(self, folder: Path, strategy: str) -> None:
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--strategy", strategy]
+        env = os.environ | {"PYTHONPATH": str(folder)}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, text=True)
+        self.rows: dict[int, list[Row]] = {flight: [] for flight in BURSTS}
+        self._read()
+
+    def turn(self, flight: int) -> None:
+        """One burst."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{flight}\n")
+        self._process.stdin.flush()
+        self.rows[flight].append(json.loads(self._read()))
+
+    def close(self) -> None:
+        """Let it end its processes."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return line
+        raise SystemExit("a network ended")
 
 
 def export(revision: str, folder: Path) -> str:
@@ -101,24 +126,24 @@ def export(revision: str, folder: Path) -> str:
     return subprocess.run(short, cwd=here, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
 
 
-def report(name: str, rounds: list[dict[int, Row]]) -> str:
+def report(name: str, tree: Tree) -> str:
     """A tree's medians."""
     lines = [f"{name:<20}" + "".join(f"{party:>12}" for party in ("negotiator", "workers", "client", "all", "tasks/s"))]
-    for flight in BURSTS:
-        cells = {key: statistics.median(one[flight][key] for one in rounds) for key in rounds[0][flight]}
+    for flight, rows in tree.rows.items():
+        cells = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         costs = "".join(f"{cells[party]:>12.2f}" for party in ("negotiator", "workers", "client", "all"))
         lines.append(f"{f'{flight} at once':<20}{costs}{cells['rate']:>12.0f}")
     return "\n".join(lines)
 
 
-def ratios(others: list[dict[int, Row]], ours: list[dict[int, Row]]) -> str:
-    """This tree's over the other's, round by round."""
+def ratios(other: Tree, ours: Tree) -> str:
+    """This tree's over the other's, turn by turn: median and quartiles."""
     lines = []
     for flight in BURSTS:
         for key, name in (("all", "CPU a task"), ("rate", "tasks/s")):
-            found = [mine[flight][key] / other[flight][key] for other, mine in zip(others, ours, strict=True)]
-            each = ", ".join(f"{ratio:.2f}" for ratio in found)
-            lines.append(f"this / that, {name}, {flight} at once: {statistics.median(found):.2f} ({each})")
+            found = [mine[key] / that[key] for that, mine in zip(other.rows[flight], ours.rows[flight], strict=True)]
+            low, middle, high = statistics.quantiles(found, n=4)
+            lines.append(f"this / that, {name}, {flight} at once: {middle:.2f} (quartiles {low:.2f} and {high:.2f})")
     return "\n".join(lines)
 
 
@@ -127,30 +152,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="REVISION", help="another revision, to be measured in turn with this tree")
     parser.add_argument("--strategy", default="auction", help="auction, spot, …")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each tree at each number in flight")
     parser.add_argument("--write", action="store_true", help="write the output to bench/results/cost.txt too")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        print(json.dumps(uvloop.run(measure(args.strategy))))
+    if args.serve:
+        uvloop.run(serve(args.strategy))
         return
-    here = Path(__file__).resolve().parent.parent
     out = [
         f"bench/cost.py, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{args.strategy}, {BIDDERS} bidders, {args.rounds} rounds; medians, ms of CPU a task"
+        f"{args.strategy}, {BIDDERS} bidders, {args.rounds} turns; medians, ms of CPU a task"
     ]
     with tempfile.TemporaryDirectory(prefix="modelnet-bench-") as folder:
-        others, ours = [], []
-        that = export(args.against, Path(folder)) if args.against else ""
-        for _ in range(args.rounds):
-            if that:
-                others.append(round_of(Path(folder), args.strategy))
-            ours.append(round_of(here, args.strategy))
-    if that:
-        out += [report(f"that: {that}", others), report("this", ours), ratios(others, ours)]
-    else:
-        out.append(report("this", ours))
-    print("\n\n".join(out))
+        named: dict[str, Tree] = {}
+        try:
+            if args.against:
+                name = f"that: {export(args.against, Path(folder))}"
+                named[name] = Tree(Path(folder), args.strategy)
+            named["this"] = Tree(Path(__file__).resolve().parent.parent, args.strategy)
+            for number in range(args.rounds):
+                for flight in BURSTS:
+                    for tree in list(named.values())[:: -1 if number % 2 else 1]:
+                        tree.turn(flight)
+        finally:
+            for tree in named.values():
+                tree.close()
+    out += [report(name, tree) for name, tree in named.items()]
+    if args.against:
+        out.append(ratios(*named.values()))
+    print("\n\n".join(out), flush=True)
     if args.write:
         Path(__file__).with_name("results").joinpath("cost.txt").write_text("\n\n".join(out) + "\n")
 
