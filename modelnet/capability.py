@@ -109,14 +109,16 @@ class Served:
     def typical(self) -> Forecast:
         """How long a task takes that nothing is known of: as one like the last would now, without what it had in a
         cache."""
-        return self.expect(self._last) if self._last is not None else Forecast(*self.times.quantiles())
+        if self._last is None:
+            return Forecast(*self.times.quantiles())
+        return self.expect(self._last.model_copy(update={"prefix": b""}))
 
     def learn(self, bid: Made | None, run_ms: float, first_ms: float | None) -> None:
         """A task was done: how long it took, and what was bid for it."""
         self.times.learn(run_ms)
         if bid is None:
             return
-        self._last = bid.features.model_copy(update={"prefix": b""})
+        self._last = bid.features
         said = bid.forecast
         self.accuracy.note(said.p50_ms, said.p90_ms, run_ms)
         if first_ms is not None and said.first_ms is not None:
