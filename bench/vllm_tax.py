@@ -173,7 +173,7 @@ async def serve(folder: Path) -> AsyncIterator[Ask]:
     child = await asyncio.create_subprocess_exec(*command, *flags, *where, stdout=quiet, stderr=quiet)
     base = f"http://127.0.0.1:{port}"
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2)) as session:
             async with asyncio.timeout(START_S):
                 while not await _is_up(session, f"{base}/health"):
                     if child.returncode is not None:

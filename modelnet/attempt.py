@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -18,8 +19,9 @@ __all__ = ["BadOutput", "DeltaBuffer", "Piece", "Progress", "Said", "Threads", "
 
 COALESCE_S = 0.02
 COALESCE_CHARS = 512
-DELTAS_PER_S = 4000
-"""Of all attempts of a worker together, beside those that are full: what many streams cost is their messages."""
+DELTAS_PER_S = min(4000, 100 * (os.cpu_count() or 1))
+"""Of all attempts of a worker together, beside those that are full: what many streams cost is their messages. At 4000
+a process can do little else, and a small machine is to spend its cores on the model."""
 DELTA_CHARS = 32_768
 """Longest delta: at most six bytes a character in JSON, so well below what a server takes."""
 
@@ -241,7 +243,8 @@ class _Gathered:
 class DeltaBuffer:
     """Joins text deltas: an answer's first goes at once, later ones after 20 ms or 512 characters, what is first.
 
-    Where a worker has more than 80 attempts at work, the 20 ms become as much longer.
+    Where a worker has so many attempts at work that this came to more than `DELTAS_PER_S`, the 20 ms become as much
+    longer.
     """
 
     def __init__(self, flush: Callable[[Piece], Awaitable[None]], crowd: Callable[[], int] = lambda: 1) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from modelnet.engines import BadPrompt, BadSampling, EngineUnavailable, Prompt, Sampling, open_engine
@@ -38,6 +39,8 @@ def test_without_vllm_a_small_folder_falls_back_to_numpy(
     monkeypatch: pytest.MonkeyPatch, random_folder: Folder
 ) -> None:
     machine(monkeypatch, vllm=False)
+    # An app that another test set up may have had it cached, with processors of its own.
+    monkeypatch.setattr("modelnet.engines.select._log", structlog.get_logger())
     with capture_logs() as logs:
         engine = open_engine(random_folder.name, dtype="bfloat16", max_model_len=64)
     assert isinstance(engine, ThreadEngine)
