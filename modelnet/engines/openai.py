@@ -46,7 +46,7 @@ from modelnet.engines.openai_answers import Reader, read_embeddings, read_scores
 from modelnet.engines.openai_requests import MOST_STOPS, abilities_of, request_body
 from modelnet.engines.prompts import plain_messages
 from modelnet.engines.requests import Request, Requests, Silent
-from modelnet.engines.vllm_metrics import Neighbours
+from modelnet.engines.vllm_metrics import END_S, Neighbours
 
 __all__ = ["LACKS", "OpenAIEngine"]
 
@@ -341,7 +341,7 @@ class OpenAIEngine:
             text = await self._endpoint.get_text(f"{self._endpoint.root}/metrics")
         except EngineError:
             text = ""
-        self._neighbours.learn(text, self._requests.count, time.monotonic())
+        self._neighbours.learn(text, self._requests.lately(END_S), time.monotonic())
 
     def wait_s(self, tokens: int) -> float:
         """By the server's limits and those that were given; infinite while it is away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -65,6 +66,8 @@ class Requests(Generic[Item]):
 
     def __init__(self) -> None:
         self._running: dict[str, Request[Item]] = {}
+        self._ended: deque[float] = deque(maxlen=4096)
+        """When the last ones ended, on time.monotonic."""
 
     @contextmanager
     def one(self, request_id: str) -> Iterator[Request[Item]]:
@@ -76,6 +79,7 @@ class Requests(Generic[Item]):
             yield request
         finally:
             del self._running[request_id]
+            self._ended.append(time.monotonic())
 
     async def abort(self, request_id: str) -> None:
         """Abort one; an unknown id is no error."""
@@ -92,6 +96,11 @@ class Requests(Generic[Item]):
     def count(self) -> int:
         """How many run and were not aborted."""
         return sum(not one.aborted for one in self._running.values())
+
+    def lately(self, within_s: float) -> int:
+        """How many run, or did so shortly ago: of those a server may not know yet that they have ended."""
+        since = time.monotonic() - within_s
+        return len(self._running) + sum(at >= since for at in self._ended)
 
     @property
     def streaming(self) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-__all__ = ["Neighbours", "Others"]
+__all__ = ["END_S", "Neighbours", "Others"]
 
 FRESH_S = 1.0
 """A reading is taken again after this long."""
 OLD_S = 3.0
 """And means nothing any more after this long."""
+END_S = 2.0
+"""So long a server may count a request that has ended, as one whose client went away; and a reading takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Neighbours:
         return self._others if now - self._at <= OLD_S else Others()
 
     def learn(self, text: str, ours: int, now: float) -> None:
-        """Take a reading in. `ours`: how many of the server's requests are ours."""
+        """Take a reading in. `ours`: how many of the server's requests may be ours."""
         running, waiting, usage = (
             _total(text, name) for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         )
