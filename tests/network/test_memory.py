@@ -101,7 +101,10 @@ async def test_no_container_grows_with_the_work_done(network: Network) -> None:
     before = [sizes(party) for party in parties]
     await mixed_load(network, 15)
     await until_quiet(network, *parties)
-    assert [sizes(party) for party in parties] == before
+    after = [sizes(party) for party in parties]
+    # One for each worker and capability that a task was done for: which of them the first tasks went to is chance.
+    assert before[0].pop("_track") <= after[0].pop("_track") <= 2 * 3
+    assert after == before
     assert negotiator._reception._intake.held == 0
     waiting = negotiator._hand.waiting
     assert isinstance(waiting, Line)
