@@ -40,6 +40,8 @@ TOKEN = "word"
 STEPS_PER_S = 50
 """Steps of the engine: in each, every stream gets its share of tokens in one chunk, as from a decoding batch."""
 LATE = 1.1
+MOST_TOKENS = 32_768
+"""The contract's bound of `max_tokens`: one stream at a high rate ends early."""
 
 
 class Synthetic:
@@ -169,7 +171,7 @@ async def _stream(net: modelnet.Client, rate: float, tokens: int) -> tuple[int, 
 
 async def _load(net: modelnet.Client, pipe: Any, streams: int, rate: float, seconds: float) -> Measured:
     each = rate / streams
-    tokens = max(int(each * seconds), 2)
+    tokens = min(max(int(each * seconds), 2), MOST_TOKENS)
     pipe.send("cpu")
     before = await asyncio.to_thread(pipe.recv)
     found = await asyncio.gather(*(_stream(net, each, tokens) for _ in range(streams)))
