@@ -20,8 +20,8 @@ __all__ = ["BadOutput", "DeltaBuffer", "Piece", "Progress", "Said", "Threads", "
 COALESCE_S = 0.02
 COALESCE_CHARS = 512
 DELTAS_PER_S = min(4000, 100 * (os.cpu_count() or 1))
-"""Of all attempts of a worker together, beside those that are full: what many streams cost is their messages. At 4000
-a process can do little else, and a small machine is to spend its cores on the model."""
+"""Of all attempts of a worker together, beside those that are full: what many streams cost is their messages, and a
+small machine is to spend its cores on the model."""
 DELTA_CHARS = 32_768
 """Longest delta: at most six bytes a character in JSON, so well below what a server takes."""
 

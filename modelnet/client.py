@@ -28,6 +28,7 @@ from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
+from modelnet.bus.connection import listen
 from modelnet.bus.replay import Stored, last_of, read_all
 from modelnet.bus.storage import store
 from modelnet.errors import (
@@ -368,23 +369,21 @@ class Client:
     async def workers(self, *, patience_s: float = 0.25) -> list[LiveWorker]:
         """Everybody who answers a roll call, until nobody new has for `patience_s`."""
         cards = {card.worker: card for card in await self.catalogue.cards()}
-        sub = await self.bus.subscribe(subjects.beat("*"))
         beats: dict[str, Beat] = {}
-        try:
+        async with listen(self.bus, subjects.beat("*")) as heard:
             await self.bus.publish(subjects.ROLL_CALL, RollCall().encode())
             until = time.monotonic() + patience_s
-            while (left := until - time.monotonic()) > 0 and len(beats) < len(cards):
+            while len(beats) < len(cards):
                 try:
-                    msg = await sub.next_msg(timeout=left)
-                except nats.errors.TimeoutError:
+                    async with asyncio.timeout(until - time.monotonic()):
+                        msg = await heard.get()
+                except TimeoutError:
                     break
                 with contextlib.suppress(ValidationError):
                     beat = Beat.decode(msg.data)
                     if beat.worker in cards and beat.worker not in beats:
                         beats[beat.worker] = beat
                         until = time.monotonic() + patience_s
-        finally:
-            await sub.unsubscribe()
         return [LiveWorker(cards[worker], beats[worker]) for worker in sorted(beats)]
 
     async def drain(self, worker: str) -> AsyncIterator[Beat]:

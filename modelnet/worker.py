@@ -104,8 +104,9 @@ class Worker:
         self._threads = Threads(f"{name}-handler")
         self._background: set[asyncio.Task[None]] = set()
         self._joined = False
-        self._claimed = True
-        """Whether the server is known to have our contracts and card."""
+        self._connection = self._claimed_on = 0
+        """Number of this connection, and of the last on which the server was seen to have our contracts and card."""
+        self._mending: asyncio.Task[None] | None = None
         self._offers = 0
         """How many were made."""
         self.on_left: Callable[[], None] = lambda: None
@@ -380,31 +381,44 @@ class Worker:
 
     async def _reconnected(self) -> None:
         await self._beat()
-        self._claimed = False
-        self._outbox.reconnected()
-        await self._mend()
+        self._connection += 1
+        if self._joined:
+            self._outbox.reconnected()
+            self._mend_beside()
+
+    def _mend_beside(self) -> None:
+        """Mend what a lost connection has cost, if that is not being done. Nothing waits for it: streams that do not
+        answer must not silence a living worker."""
+        if self._mending is None or self._mending.done():
+            self._mending = self._spawn(self._mend())
 
     async def _mend(self) -> None:
-        """Whatever a lost connection may have cost: the server may have come back without its data."""
-        if not self._joined:
-            return
         try:
-            if not self._claimed:
-                for capability in self._capabilities.values():
-                    await self._catalogue.announce(capability.contract)
-                if await self._catalogue.card(self.id) is None:
-                    await self._catalogue.claim(self._card())
-                self._claimed = True
             await self._outbox.mend()
             await self._outbox.repeat()
+            if self._claimed_on != (connection := self._connection):
+                await self._claim_again()
+                self._claimed_on = connection
         except (nats.errors.Error, ConnectionFailed) as error:  # the next beat tries again
             log.debug("not_mended", worker=self.id, error=repr(error))
+
+    async def _claim_again(self) -> None:
+        """The server may have come back without its data: announce what it should know."""
+        for capability in self._capabilities.values():
+            await self._catalogue.announce(capability.contract)
+        if await self._catalogue.card(self.id) is None:
+            await self._catalogue.claim(self._card())
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._spawned_done)
         return task
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("worker_failed", worker=self.id, error=repr(error), exc_info=error)
 
     # ------------------------------------------------------------------ beats and control
 
@@ -423,15 +437,13 @@ class Worker:
         await self._bus.publish(subjects.beat(self.id), self._state(leaving=leaving).encode())
 
     async def _beats(self) -> None:
-        mending: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(self._settings.beat_s)
             self._obey(self._attempts.overdue(time.monotonic()))
             if self._bus.is_connected:
                 await self._beat()
                 await self._offer()
-                if mending is None or mending.done():  # streams that do not answer must not silence a living worker
-                    mending = self._spawn(self._mend())
+                self._mend_beside()
 
     async def _offer(self) -> None:
         for pattern, capability in self._capabilities.items():

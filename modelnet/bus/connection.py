@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import nats.errors
@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
 
-__all__ = ["Connection", "close", "connect", "connection_options"]
+__all__ = ["Connection", "close", "connect", "connection_options", "listen"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +45,10 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
                 await super()._attempt_reconnect()
                 return
             except Exception as error:
-                log.warning("reconnect_failed", error=repr(error))
-                self._status = Client.RECONNECTING
-                await asyncio.sleep(self.options["reconnect_time_wait"])
+                if not self.is_closed:
+                    log.warning("reconnect_failed", error=repr(error))
+                    self._status = Client.RECONNECTING
+                    await asyncio.sleep(self.options["reconnect_time_wait"])
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """Close, and try no more to connect.
@@ -63,6 +64,7 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
                 while reconnecting is not None and not reconnecting.done():
                     reconnecting.cancel()
                     await asyncio.wait([reconnecting], timeout=0.1)
+            self._status = status  # an attempt that failed meanwhile has said that it reconnects
 
 
 def connection_options(
@@ -140,6 +142,19 @@ async def connect(
     nc.options |= {key: options[key] for key in ("max_reconnect_attempts", "reconnect_time_wait")}
     nc._error_cb = options["error_cb"]
     return nc
+
+
+@contextlib.asynccontextmanager
+async def listen(nc: Client, subject: str) -> AsyncIterator[asyncio.Queue[Msg]]:
+    """What comes on a subject, in order. (nats-py's `next_msg` starts two tasks for each, and swallows a cancellation
+    that meets one.)"""
+    heard = asyncio.Queue[Msg]()
+    sub = await nc.subscribe(subject, cb=heard.put)
+    try:
+        yield heard
+    finally:
+        if nc.is_connected:
+            await sub.unsubscribe()
 
 
 async def close(nc: Client) -> None:

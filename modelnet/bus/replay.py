@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from modelnet.errors import ConnectionFailed
 
 from .clock import parse_timestamp
+from .connection import listen
 
 __all__ = ["Stored", "last_of", "message_at", "read_all"]
 
@@ -67,12 +68,10 @@ async def read_all(
     """Every message whose subject matches, in stream order, from sequence `after` + 1 or from the time `since`; `most`
     of them at most."""
     inbox = nc.new_inbox()
-    heard = asyncio.Queue[Msg]()
-    sub = await nc.subscribe(inbox, cb=heard.put)  # `next_msg` starts two tasks for each, and may swallow cancellations
-    try:
-        batch = min(_BATCH, most or _BATCH)
-        request: dict[str, Any] = {"next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20}
-        request |= {"seq": after + 1} if since is None else {"start_time": _rfc3339(since)}
+    batch = min(_BATCH, most or _BATCH)
+    request: dict[str, Any] = {"next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20}
+    request |= {"seq": after + 1} if since is None else {"start_time": _rfc3339(since)}
+    async with listen(nc, inbox) as heard:
         while request:
             await nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
             last, pending = after, 0
@@ -92,9 +91,6 @@ async def read_all(
                 yield stored
             more = pending > 0 and most is None
             request = {"seq": last + 1, "next_by_subj": subject, "batch": batch, "max_bytes": 8 << 20} if more else {}
-    finally:
-        if nc.is_connected:
-            await sub.unsubscribe()
 
 
 def _status(msg: Msg) -> str:

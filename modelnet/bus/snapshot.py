@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
 
 from modelnet.errors import ConnectionFailed
+
+from .connection import listen
 
 __all__ = ["CHUNK_BYTES", "Snapshot", "restore_stream", "snapshot_stream"]
 
@@ -31,33 +35,33 @@ class Snapshot(NamedTuple):
 async def snapshot_stream(nc: Client, stream: str) -> Snapshot | None:
     """Begin a snapshot; None: there is no such stream. Raises `ConnectionFailed`."""
     inbox = nc.new_inbox()
-    sub = await nc.subscribe(inbox)
-    request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": False, "no_consumers": False}
-    answer = await _ask(nc, f"$JS.API.STREAM.SNAPSHOT.{stream}", request)
-    if error := answer.get("error"):
-        await sub.unsubscribe()
-        if error.get("err_code") == 10059:
-            return None
-        raise ConnectionFailed(f"stream {stream} cannot be copied: {error.get('description')}")
+    async with AsyncExitStack() as stack:
+        heard = await stack.enter_async_context(listen(nc, inbox))
+        request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": False, "no_consumers": False}
+        answer = await _ask(nc, f"$JS.API.STREAM.SNAPSHOT.{stream}", request)
+        if error := answer.get("error"):
+            if error.get("err_code") == 10059:
+                return None
+            raise ConnectionFailed(f"stream {stream} cannot be copied: {error.get('description')}")
+        listening = stack.pop_all()
 
     async def chunks() -> AsyncIterator[bytes]:
         try:
-            while True:
-                msg = await sub.next_msg(timeout=_TIMEOUT_S)
-                if not msg.data:
-                    status = (msg.headers or {}).get("Status", "204")
-                    if status != "204":
-                        why = (msg.headers or {}).get("Description", status)
-                        raise ConnectionFailed(f"the server ended the copy of stream {stream}: {why}")
-                    return
-                yield msg.data
-                if msg.reply:
-                    await nc.publish(msg.reply, b"")  # the server sends a window of chunks ahead, no more
+            async with listening:
+                while True:
+                    async with asyncio.timeout(_TIMEOUT_S):
+                        msg = await heard.get()
+                    if not msg.data:
+                        status = (msg.headers or {}).get("Status", "204")
+                        if status != "204":
+                            why = (msg.headers or {}).get("Description", status)
+                            raise ConnectionFailed(f"the server ended the copy of stream {stream}: {why}")
+                        return
+                    yield msg.data
+                    if msg.reply:
+                        await nc.publish(msg.reply, b"")  # the server sends a window of chunks ahead, no more
         except (TimeoutError, nats.errors.Error):
             raise ConnectionFailed(f"the copy of stream {stream} was cut off") from None
-        finally:
-            if nc.is_connected:
-                await sub.unsubscribe()
 
     return Snapshot(answer["config"], answer["state"], chunks())
 

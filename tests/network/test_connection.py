@@ -1,19 +1,52 @@
-"""Connections that end, whatever state they are in."""
+"""Connections that are lost, and closed: nobody waits for ever, and nobody is taken for dead."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import nats.errors
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+import modelnet
+from modelnet.bus import subjects
+from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close, connect
 from modelnet.bus.embedded import EmbeddedNats
+from modelnet.bus.outbox import Outbox
 from modelnet.errors import ConnectionFailed
-from tests.network.stage import PATIENCE_S, fast, until
+from modelnet.messages import Contract, WorkerCard
+from tests.network.stage import PATIENCE_S, Network, fast, until
+
+
+@asynccontextmanager
+async def embedded(folder: Path) -> AsyncIterator[tuple[EmbeddedNats, Network]]:
+    """A server of the test's own, and a network on it."""
+    server = EmbeddedNats(folder)
+    await server.start()
+    try:
+        async with Network(fast(server.url)) as network:
+            await network.negotiator()
+            yield server, network
+    finally:
+        await server.stop()
+
+
+async def patient(network: Network) -> modelnet.Worker:
+    """A worker that has joined."""
+    worker = network.worker("patient")
+
+    @worker.capability("echo")
+    async def echo(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+        return input
+
+    await network.join(worker)
+    return worker
 
 
 async def test_closing_ends_a_reconnect_that_swallows_its_cancellation(tmp_path: Path) -> None:
@@ -43,8 +76,20 @@ async def test_closing_ends_a_reconnect_that_swallows_its_cancellation(tmp_path:
     assert nc.is_closed
 
 
-async def test_a_failure_while_it_reconnects_does_not_end_the_attempts(tmp_path: Path) -> None:
-    """Nothing tells when attempts have ended: its owner would wait for ever."""
+async def test_a_failure_while_it_reconnects_does_not_end_the_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells when nats-py's attempts have ended: its owner would wait for ever."""
+    attempt, failures = Client._attempt_reconnect, 0
+
+    async def fail_twice(self: Client) -> None:
+        nonlocal failures
+        failures += 1
+        if failures <= 2:
+            raise RuntimeError("readuntil() called while another coroutine is already waiting for incoming data")
+        await attempt(self)
+
+    monkeypatch.setattr(Client, "_attempt_reconnect", fail_twice)
     server = EmbeddedNats(tmp_path)
     await server.start()
     try:
@@ -55,21 +100,11 @@ async def test_a_failure_while_it_reconnects_does_not_end_the_attempts(tmp_path:
 
         nc = await connect(fast(server.url), "test", on_reconnect=on_reconnect)
         heard = await nc.subscribe("heard")
-        flush, failures = nc.flush, 0
-
-        async def fail(*args: Any) -> None:
-            nonlocal failures
-            failures += 1
-            if failures <= 2:
-                raise nats.errors.TimeoutError
-            await flush(*args)
-
-        nc.flush = fail
         server.restart()
         await until(reconnected)
         await nc.publish("heard", b"again")
         assert (await heard.next_msg(PATIENCE_S)).data == b"again"
-        assert failures > 2
+        assert failures == 3
         await close(nc)
     finally:
         await server.stop()
@@ -121,3 +156,52 @@ async def test_a_request_that_is_cancelled_as_its_answer_comes_is_cancelled(tmp_
         await close(nc)
     finally:
         await server.stop()
+
+
+async def test_a_worker_whose_streams_do_not_answer_goes_on_beating(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mending = asyncio.Event()
+
+    async def never(self: Outbox) -> None:
+        mending.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Outbox, "mend", never)
+    async with embedded(tmp_path) as (_, network):
+        worker = await patient(network)
+        async with network.ear(subjects.beat(worker.id)) as beats:
+            await until(mending)
+            heard = len(beats.heard)
+            await beats.until(lambda msgs: len(msgs) >= heard + 3)
+
+
+async def test_a_worker_announces_itself_again_until_the_server_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce, claim, tries, claimed = Catalogue.announce, Catalogue.claim, 0, asyncio.Event()
+
+    async def fail_once(self: Catalogue, contract: Contract) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ConnectionFailed("the stream has no leader yet")
+        await announce(self, contract)
+
+    async def claim_and_tell(self: Catalogue, card: WorkerCard) -> int | None:
+        found = await claim(self, card)
+        claimed.set()
+        return found
+
+    async with embedded(tmp_path) as (server, network):
+        worker = await patient(network)
+        catalogue = network.client.catalogue
+        await catalogue.leave(worker.id)  # as if the server had come back without it
+        monkeypatch.setattr(Catalogue, "announce", fail_once)
+        monkeypatch.setattr(Catalogue, "claim", claim_and_tell)
+        server.restart()
+        await until(claimed)
+        assert tries == 2
+        card = await catalogue.card(worker.id)
+        assert card is not None
+        assert card.worker == worker.id

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 
 import modelnet
 from modelnet.bus import journal, subjects
@@ -18,6 +19,7 @@ from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Beat, Final, Planned, Task, Timings, new_id, part_id
 from tests.network.stage import PATIENCE_S, Network, events, until
 from tests.network.test_strategies import Answer, Json, offered, says, worker
+from workers.negotiator.reception import Reception
 from workers.negotiator.watch import Watch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -254,12 +256,17 @@ async def test_whoever_takes_it_over_publishes_nothing_again(network: Network) -
 
 async def test_a_panel_waits_until_it_is_known_who_is_there(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negotiator that has just begun has heard nobody: that is no reason for one answer instead of three."""
-    meet = Watch.meet
+    meet, take, seen = Watch.meet, Reception._on_task, asyncio.Event()
+
+    async def take_and_tell(self: Reception, msg: Msg) -> None:
+        await take(self, msg)
+        seen.set()
 
     async def meet_late(self: Watch, worker: str) -> None:
-        await asyncio.sleep(0.3)
+        await until(seen)
         await meet(self, worker)
 
+    monkeypatch.setattr(Reception, "_on_task", take_and_tell)
     monkeypatch.setattr(Watch, "meet", meet_late)
     (negotiator,) = network.negotiators
     await network.stop(negotiator)
