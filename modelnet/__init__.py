@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modelnet import sync
     from modelnet.attempt import Piece, Progress
-    from modelnet.client import Client, TaskHandle, connect
+    from modelnet.client import Client, connect
     from modelnet.errors import ModelnetError, Reject, TaskCancelled, TaskError, TaskExpired, TaskFailed
     from modelnet.execution import Context
+    from modelnet.handle import TaskHandle
     from modelnet.worker import Worker, worker_app
 
 __version__ = "0.1.0"
@@ -43,7 +44,7 @@ _HOMES = {
     "TaskError": "errors",
     "TaskExpired": "errors",
     "TaskFailed": "errors",
-    "TaskHandle": "client",
+    "TaskHandle": "handle",
     "Worker": "worker",
     "connect": "client",
     "worker_app": "worker",

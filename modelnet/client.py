@@ -13,73 +13,53 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
+from modelnet import history
 from modelnet.bus import journal, objects, subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
 from modelnet.bus.connection import listen
-from modelnet.bus.replay import Stored, last_of, read_all
+from modelnet.bus.replay import last_of
 from modelnet.bus.storage import store
 from modelnet.errors import (
     ConnectionFailed,
     MalformedInput,
-    TaskCancelled,
-    TaskError,
-    TaskExpired,
-    TaskFailed,
     TooLarge,
     UnknownTask,
     UnknownWorker,
 )
-from modelnet.following import Following, Live
+from modelnet.following import Live
+from modelnet.handle import TaskHandle
+from modelnet.history import TaskSummary, TaskTrace
 from modelnet.messages import (
-    Awarded,
     Beat,
     CancelAsked,
     Contract,
     Drain,
     Final,
-    Output,
-    Planned,
-    Reset,
     RollCall,
     Selector,
     Task,
     Transcript,
-    Waiting,
     WorkerCard,
-    decode_entry,
-    decode_event,
     new_id,
-    part_id,
 )
-from modelnet.reader import Position, Reader, StreamEvent
 from modelnet.settings import Settings, settings
 
-__all__ = ["Client", "LiveWorker", "TaskHandle", "TaskSummary", "TaskTrace", "connect"]
+__all__ = ["Client", "LiveWorker", "connect"]
 
-_POLL_S = 5.0
-_GAP_S = 0.05
-"""First pause before what is missing is read from the stream; doubled each time that it is not there yet."""
-_FILL_TRIES = 7
 _DRAIN_POLL_S = 0.5
-
-_BY_STATUS: dict[str, type[TaskError]] = {
-    "failed": TaskFailed,
-    "expired": TaskExpired,
-    "cancelled": TaskCancelled,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,130 +68,6 @@ class LiveWorker:
 
     card: WorkerCard
     beat: Beat
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSummary:
-    """One line of a list of tasks."""
-
-    task: str
-    capability: str
-    status: Literal["queued", "waiting", "running", "completed", "failed", "expired", "cancelled"]
-    submitted_at: float | None
-    """Seconds since the epoch, if still known."""
-    final: Final | None
-
-
-@dataclass(slots=True)
-class TaskTrace:
-    """All that is on record of a task."""
-
-    task: str
-    journal: list[tuple[float, Awarded | Planned | Waiting | CancelAsked | Final]] = field(default_factory=list)
-    """Entries with the server's timestamps, seconds since the epoch."""
-    transcripts: list[tuple[float, Transcript]] = field(default_factory=list)
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-    """One per award: worker, price, how it ended, usage; abandoned ones too."""
-    parts: list[TaskTrace] = field(default_factory=list)
-    """Those of the tasks that it was made of."""
-
-
-class TaskHandle:
-    """A task on the network, whoever submitted it."""
-
-    def __init__(self, client: Client, tenant: str, task: str, live: Live | None, *, replay: bool) -> None:
-        self.id = task
-        self.tenant = tenant
-        self._client = client
-        self._live = live
-        self._replay = replay
-        self._final: Final | None = None
-        self._large: tuple[str, dict[str, Any]] | None = None
-        """Name and value of an output that was too large for a message."""
-        self._reader = Reader()
-
-    @property
-    def text(self) -> str:
-        """The text so far of the stream last begun: always right, whatever was reset."""
-        return self._reader.text
-
-    async def stream(
-        self, *, from_start: bool = True, resume_after: StreamEvent | Position | int | None = None
-    ) -> AsyncGenerator[StreamEvent]:
-        """Everything from the start, then live, without a gap or a repeat, ending with the Final.
-
-        `resume_after`: the last event that was seen, here or elsewhere, or its place; the stream goes on behind it. A
-        bare number is taken to be the first attempt's: if there were more, a `Reset` says what to forget.
-        `from_start=False`: only what comes from now on. Raises `UnknownTask` for an id that nobody knows,
-        `ConnectionFailed` if the server stays away.
-        """
-        client = self._client
-        following = Following(client.bus, self.tenant, self.id, _position(resume_after))
-        self._reader = reader = following.reader
-        live, self._live = self._live, None
-        replay = self._replay or live is None
-        self._replay = True  # a second reader starts over from what is stored
-        if live is None:
-            live = await Live().open(client.bus, subjects.stream_of(self.tenant, self.id))
-        try:
-            if replay:
-                for event in await following.fill():
-                    if from_start or resume_after is not None or isinstance(event, Final):
-                        yield self._seen(await self._whole(event))
-            fills, generation, pause = 0, client.reconnects, _GAP_S
-            while not reader.done:
-                msg = await live.next(pause if following.incomplete else _POLL_S)
-                due = following.feed(msg) if msg is not None else []
-                if due:
-                    pause = _GAP_S
-                elif msg is None and following.incomplete:
-                    fills += reader.final is not None
-                    pause = min(2 * pause, _POLL_S)
-                if msg is None or following.behind or live.dropped or generation != client.reconnects:
-                    generation, live.dropped = client.reconnects, False
-                    with contextlib.suppress(ConnectionFailed, UnknownTask):
-                        due += await following.fill()
-                if fills > _FILL_TRIES:
-                    due += reader.give_up()
-                for event in due:
-                    yield self._seen(await self._whole(event))
-        finally:
-            await live.close()
-
-    async def result(self) -> Final:
-        """The Final, once it stands. Raises `TaskFailed`, `TaskExpired` or `TaskCancelled` if it is not completed."""
-        final = await self.final()
-        if final.status != "completed":
-            error = final.error
-            message = error.message if error and error.message else final.status
-            raise _BY_STATUS[final.status](message, code=error.code if error else None)
-        return final
-
-    async def final(self) -> Final:
-        """The Final, once it stands, whatever its status."""
-        if self._final is None:
-            async for _ in self.stream():
-                pass
-        assert self._final is not None
-        return self._final
-
-    async def cancel(self) -> bool:
-        """Ask for the task to be cancelled. False if it had ended already; harmless any number of times."""
-        return await self._client.cancel(self.id, tenant=self.tenant)
-
-    async def _whole(self, event: StreamEvent) -> StreamEvent:
-        """The event with its output, wherever that lies. Raises `ObjectLost` if it cannot be had any more."""
-        if not isinstance(event, Output | Final) or event.output_ref is None:
-            return event
-        reference = event.output_ref
-        if self._large is None or self._large[0] != reference.name:
-            self._large = reference.name, await self._client.bodies.fetch(reference)
-        return event.model_copy(update={"output": self._large[1]})
-
-    def _seen(self, event: StreamEvent) -> StreamEvent:
-        if isinstance(event, Final):
-            self._final = event
-        return event
 
 
 class Client:
@@ -412,46 +268,11 @@ class Client:
 
     async def tasks(self, *, since_s: float | None = None, tenant: str | None = None) -> list[TaskSummary]:
         """Tasks of a tenant, oldest first: those without a Final, and those whose Final came in the last `since_s`."""
-        tenant = tenant or self.settings.tenant
-        since = time.time() - since_s if since_s is not None else None
-        found: dict[str, TaskSummary] = {}
-        status: dict[str, Literal["waiting", "running"]] = {}
-        async for stored in read_all(self.bus, "JOURNAL", f"journal.{tenant}.*.*", since=since):
-            with contextlib.suppress(ValidationError):
-                entry = decode_entry(stored.body)
-                if isinstance(entry, Final):
-                    at = stored.time - entry.timings.total_ms / 1e3
-                    found[entry.task] = TaskSummary(entry.task, entry.capability, entry.status, at, entry)
-                elif isinstance(entry, Awarded | Planned | Waiting):
-                    status[entry.task] = "waiting" if isinstance(entry, Waiting) else "running"
-        async for stored in read_all(self.bus, "TASKS", f"task.*.*.{tenant}.>"):
-            _, _, _, _, task, capability = stored.subject.split(".", 5)
-            if task not in found:
-                found[task] = TaskSummary(task, capability, status.get(task, "queued"), stored.time, None)
-        return sorted(found.values(), key=lambda summary: summary.submitted_at or 0.0)
+        return await history.tasks(self.bus, tenant or self.settings.tenant, since_s)
 
     async def trace(self, id: str, *, tenant: str | None = None) -> TaskTrace:
         """Journal, auctions and attempts of a task. Raises `UnknownTask`."""
-        tenant = tenant or self.settings.tenant
-        trace = TaskTrace(id)
-        async for stored in read_all(self.bus, "JOURNAL", subjects.journal_of(tenant, id)):
-            with contextlib.suppress(ValidationError):
-                trace.journal.append((stored.time, decode_entry(stored.body)))
-        if not trace.journal and await last_of(self.bus, "TASKS", subjects.queued_task(tenant, id)) is None:
-            raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
-        async for stored in read_all(self.bus, "AUDIT", subjects.audit(tenant, id)):
-            with contextlib.suppress(ValidationError):
-                trace.transcripts.append((stored.time, Transcript.decode(stored.body)))
-        events: dict[tuple[str, int], Stored] = {}
-        async for stored in read_all(self.bus, "RESULTS", f"result.{tenant}.{id}.*.*"):
-            address = subjects.ResultAddress.parse(stored.subject)
-            events[address.worker, address.attempt] = stored
-        trace.attempts = [_attempt(at, entry, events) for at, entry in trace.journal if isinstance(entry, Awarded)]
-        if any(isinstance(entry, Planned) for _, entry in trace.journal):
-            with contextlib.suppress(UnknownTask):
-                while True:
-                    trace.parts.append(await self.trace(part_id(id, len(trace.parts) + 1), tenant=tenant))
-        return trace
+        return await history.trace(self.bus, tenant or self.settings.tenant, id)
 
     async def transcripts(
         self, id: str | None = None, *, since_s: float | None = None, tenant: str | None = None
@@ -461,31 +282,13 @@ class Client:
         Those of a task's parts are among its own. Raises `UnknownTask` for a task that no auction was held for, or
         whose transcripts are gone.
         """
-        tenant = tenant or self.settings.tenant
-        since = time.time() - since_s if since_s is not None else None
-        found = list[tuple[float, Transcript]]()
-        async for stored in read_all(self.bus, "AUDIT", subjects.audit(tenant, id or "*"), since=since):
-            with contextlib.suppress(ValidationError):
-                found.append((stored.time, Transcript.decode(stored.body)))
-        if id is not None and not found:
-            with contextlib.suppress(UnknownTask):
-                found = [one for part in (await self.trace(id, tenant=tenant)).parts for one in part.transcripts]
-        if id is not None and not found:
-            raise UnknownTask(f"no auction of task {id!r} of tenant {tenant!r} is on record")
-        return found
+        return await history.transcripts(self.bus, tenant or self.settings.tenant, id, since_s)
 
     async def finals(
         self, id: str | None = None, *, since_s: float | None = None, tenant: str | None = None
     ) -> dict[str, Final]:
         """The Final of one task, or of all of a tenant that ended in the last `since_s`, by task."""
-        tenant = tenant or self.settings.tenant
-        since = time.time() - since_s if since_s is not None else None
-        found = dict[str, Final]()
-        async for stored in read_all(self.bus, "JOURNAL", subjects.journal(tenant, id or "*", "final"), since=since):
-            with contextlib.suppress(ValidationError):
-                final = Final.decode(stored.body)
-                found[final.task] = final
-        return found
+        return await history.finals(self.bus, tenant or self.settings.tenant, id, since_s)
 
     async def round_trip_ms(self) -> float:
         """Time of a ping to the server and back."""
@@ -504,19 +307,6 @@ class Client:
         await close_bus(self.bus)
 
 
-def _position(after: StreamEvent | Position | int | None) -> Position | None:
-    """What a reader has seen whose last event was this one."""
-    if after is None or isinstance(after, Position):
-        return after
-    if isinstance(after, int):
-        return Position(1, after)
-    if isinstance(after, Awarded):
-        return Position(after.attempt, after.from_number)
-    if isinstance(after, Planned | Waiting | Final):
-        raise MalformedInput(f"a stream cannot be resumed behind its {after.kind!r} event: it has no number")
-    return Position(after.attempt, after.to if isinstance(after, Reset) else after.number)
-
-
 def _selector(given: Mapping[str, Any] | None) -> Selector | None:
     if given is None:
         return None
@@ -528,32 +318,6 @@ def _selector(given: Mapping[str, Any] | None) -> Selector | None:
         return Selector(**given)
     except ValidationError as error:
         raise MalformedInput(journal.first_error(error)) from None
-
-
-def _attempt(at: float, awarded: Awarded, events: Mapping[tuple[str, int], Stored]) -> dict[str, Any]:
-    """How an awarded attempt went, as far as the result stream tells."""
-    found: dict[str, Any] = {
-        "attempt": awarded.attempt,
-        "worker": awarded.worker,
-        "price": awarded.price,
-        "awarded_at": at,
-        "outcome": "abandoned",
-        "ended_at": None,
-        "events": 0,
-        "usage": None,
-        "error": None,
-    }
-    stored = events.get((awarded.worker, awarded.attempt))
-    if stored is not None:
-        with contextlib.suppress(ValidationError):
-            event = decode_event(stored.body)
-            found["events"] = event.number - awarded.from_number
-            if event.kind in ("output", "error"):
-                found["outcome"] = event.kind
-                found["ended_at"] = stored.time
-                found["usage"] = event.usage.to_dict()
-                found["error"] = event.error.to_dict() if event.kind == "error" else None
-    return found
 
 
 class connect:  # noqa: N801 - reads as a function, used as one

@@ -19,8 +19,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from modelnet import client as asynchronous
-from modelnet.client import LiveWorker, TaskSummary, TaskTrace
+from modelnet.client import LiveWorker
 from modelnet.errors import ConnectionFailed
+from modelnet.handle import TaskHandle as AsyncTaskHandle
+from modelnet.history import TaskSummary, TaskTrace
 from modelnet.messages import Contract, Final
 from modelnet.reader import StreamEvent
 from modelnet.settings import Settings
@@ -67,7 +69,7 @@ class _LoopThread:
 class TaskHandle:
     """A task on the network; see `modelnet.TaskHandle`."""
 
-    def __init__(self, handle: asynchronous.TaskHandle, thread: _LoopThread) -> None:
+    def __init__(self, handle: AsyncTaskHandle, thread: _LoopThread) -> None:
         self._handle = handle
         self._thread = thread
         self.id = handle.id

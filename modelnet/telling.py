@@ -9,7 +9,7 @@ from modelnet.market.scoring import RESERVE_MARGIN, SCORE_FLOOR, contested
 from modelnet.messages import Final, Transcript
 
 if TYPE_CHECKING:
-    from modelnet.client import TaskTrace
+    from modelnet.history import TaskTrace
 
 __all__ = ["attempts", "ending", "timeline", "trace_object", "why"]
 

@@ -51,9 +51,10 @@ from modelnet.agents.a2a_view import View, position_of
 from modelnet.agents.caller import Caller
 from modelnet.bus import subjects
 from modelnet.bus.replay import read_all
-from modelnet.client import Client, TaskHandle
+from modelnet.client import Client
 from modelnet.errors import MalformedInput, ModelnetError, TooLarge, UnknownTask
 from modelnet.following import Following
+from modelnet.handle import TaskHandle
 from modelnet.messages import CancelAsked, Final, JournalEntry, decode_entry
 from modelnet.presence import Presence
 from modelnet.reader import Position

@@ -36,8 +36,9 @@ from mcp_types import (
 from modelnet import __version__
 from modelnet.agents.caller import Caller
 from modelnet.agents.tool_names import capability_named, tool_name
-from modelnet.client import Client, TaskHandle
+from modelnet.client import Client
 from modelnet.errors import MalformedInput, ModelnetError, TooLarge
+from modelnet.handle import TaskHandle
 from modelnet.messages import Contract, Delta, Final, Progress, Reset
 from modelnet.presence import Presence
 from modelnet.reader import StreamEvent

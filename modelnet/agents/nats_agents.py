@@ -23,9 +23,10 @@ from synadia_ai.agents import Envelope, StatusChunk
 from synadia_ai.agents.messages import encode_chunk
 
 from modelnet.bus.services import endpoint_name
-from modelnet.client import Client, TaskHandle
+from modelnet.client import Client
 from modelnet.contracts import check, compile_schema
 from modelnet.errors import BusFull, MalformedInput, ModelnetError, TooLarge
+from modelnet.handle import TaskHandle
 from modelnet.messages import Contract, Final
 from modelnet.presence import Presence
 

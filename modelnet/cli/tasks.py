@@ -23,7 +23,7 @@ from modelnet.cli.session import (
 from modelnet.errors import ModelnetError, UsageError
 
 if TYPE_CHECKING:
-    from modelnet.client import TaskHandle
+    from modelnet.handle import TaskHandle
 
 __all__ = ["cancel", "result", "submit", "tasks", "watch"]
 

@@ -9,7 +9,7 @@ import typer
 from modelnet.cli.session import Json, Tenant, Url, configured, make_table, print_json, run, wide_console
 
 if TYPE_CHECKING:
-    from modelnet.client import TaskTrace
+    from modelnet.history import TaskTrace
 
 __all__ = ["trace"]
 

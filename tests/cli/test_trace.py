@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelnet.cli.trace import _show
-from modelnet.client import TaskTrace
+from modelnet.history import TaskTrace
 from modelnet.messages import Final, Planned, Transcript
 from modelnet.telling import trace_object
 from tests.cli.test_stream import final

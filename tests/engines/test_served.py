@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 
 from modelnet.bus.embedded import EmbeddedNats
-from modelnet.client import TaskHandle
 from modelnet.engines import keeper as keeper_module
 from modelnet.engines import vllm_available
 from modelnet.errors import TaskError
+from modelnet.handle import TaskHandle
 from modelnet.messages import Delta, Reset
 from tests.engines.bert import write_embedder
 from tests.engines.models import CALL, CONTEXT, LOOP, Folder, write_adapted, write_calling

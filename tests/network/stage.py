@@ -17,7 +17,8 @@ from nats.aio.msg import Msg
 import modelnet
 from modelnet.bus.connection import close, connect
 from modelnet.bus.embedded import EmbeddedRedis
-from modelnet.client import Client, TaskHandle
+from modelnet.client import Client
+from modelnet.handle import TaskHandle
 from modelnet.reader import StreamEvent
 from modelnet.settings import Settings
 from workers import ledger

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from modelnet.client import TaskHandle
 from modelnet.engines import Engine, Prompt, Sampling, open_engine, vllm_available
 from modelnet.engines.openai import OpenAIEngine
+from modelnet.handle import TaskHandle
 from modelnet.messages import Bid, Delta, Refusal, Reset, decode_bid_reply
 from tests.engines.kinds import vllm_serve
 from tests.engines.models import CONTEXT, LOOP, write_chain, write_random

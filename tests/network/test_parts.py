@@ -14,8 +14,8 @@ from nats.aio.msg import Msg
 import modelnet
 from modelnet.bus import journal, subjects
 from modelnet.bus.replay import read_all
-from modelnet.client import TaskHandle
 from modelnet.errors import ConnectionFailed, UnknownTask
+from modelnet.handle import TaskHandle
 from modelnet.messages import Awarded, Beat, Final, Planned, Task, Timings, new_id, part_id
 from tests.network.stage import PATIENCE_S, Network, events, until
 from tests.network.test_strategies import Answer, Json, offered, says, worker

@@ -12,8 +12,8 @@ from typing import Any
 import modelnet
 from modelnet.bus.durability import verify_durability
 from modelnet.bus.embedded import find_program, free_port
-from modelnet.client import TaskHandle
 from modelnet.errors import ConnectionFailed
+from modelnet.handle import TaskHandle
 from modelnet.processes import ChildProcess
 from tests.network.stage import Network, fast
 

@@ -9,7 +9,7 @@ import pytest
 
 import modelnet
 from modelnet.bus import subjects
-from modelnet.client import TaskHandle
+from modelnet.handle import TaskHandle
 from modelnet.messages import Awarded, Beat, BidRequest, Refusal, Waiting, decode_bid_reply
 from tests.network.stage import PATIENCE_S, Network, events
 

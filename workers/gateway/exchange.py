@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from modelnet.client import TaskHandle
 from modelnet.errors import ModelnetError
+from modelnet.handle import TaskHandle
 from modelnet.messages import Final
 
 from .directory import Meant

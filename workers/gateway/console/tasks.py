@@ -12,8 +12,8 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from modelnet.client import TaskHandle
 from modelnet.errors import ModelnetError
+from modelnet.handle import TaskHandle
 from modelnet.messages import Delta, Final, Output
 from modelnet.reader import StreamEvent
 from modelnet.telling import trace_object

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from modelnet.client import TaskHandle
+from modelnet.handle import TaskHandle
 from modelnet.messages import Final
 from workers.gateway.directory import Meant, is_below
 from workers.gateway.exchange import Exchange, Terms
