@@ -156,7 +156,7 @@ class ReadStream:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """Keep the task for a person to look at."""
+    """Keep the task for a person to look at; what follows is carried out once it is kept."""
 
     reason: str
 

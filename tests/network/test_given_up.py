@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 import modelnet
+from modelnet.bus import journal
 from modelnet.bus.deadletters import Buried, CannotRetry, DeadLetters, UnknownLetter
-from modelnet.messages import Task
+from modelnet.messages import Final, Task
 from modelnet.processes import ChildProcess
 from tests.network.stage import Network
 from tests.network.test_deaths import lone_process
@@ -54,8 +57,17 @@ def _runs(pid: int) -> bool:
         return False
 
 
-async def test_a_task_that_breaks_every_handler_can_be_tried_again(network: Network) -> None:
-    worker, broken = network.worker("fragile"), True
+async def test_a_task_that_breaks_every_handler_can_be_tried_again(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, broken, ended_first = network.worker("fragile"), True, list[bool]()
+    bury = journal.bury
+
+    async def bury_and_look(nc: Client, msg: Msg, reason: str) -> None:
+        ended_first.append(any(isinstance(entry, Final) for _, entry in await journal.read(nc, task.tenant, task.id)))
+        await bury(nc, msg, reason)
+
+    monkeypatch.setattr(journal, "bury", bury_and_look)
 
     @worker.capability("fragile.do")
     async def do(ctx: modelnet.Context, input: Json) -> Json:
@@ -67,6 +79,7 @@ async def test_a_task_that_breaks_every_handler_can_be_tried_again(network: Netw
     task = await network.client.submit("fragile.do", {"n": 1})
     final = await task.final()
     assert (final.status, final.error and final.error.code) == ("failed", "worker_error")
+    assert ended_first == [False], "one who died between the two would have lost the letter"
     buried = await letter_of(network, task)
     assert "ValueError: broken" in buried.letter.reason
     broken = False

@@ -496,7 +496,7 @@ class Negotiator:
 
     async def _run(self, held: Held, commands: list[cmd.Command]) -> None:
         task = held.task
-        for command in commands:
+        for done, command in enumerate(commands, 1):
             match command:
                 case cmd.Write(entry, expected):
                     await self._receipts.write(held, entry, expected, time.monotonic())
@@ -530,7 +530,9 @@ class Negotiator:
                 case cmd.ReadStream():
                     self._spawn(self._read_stream(held))
                 case cmd.Bury(reason):
-                    self._spawn(self._bury(held, reason))
+                    # Whoever has the Final finds the letter, and one who dies between the two loses neither.
+                    self._spawn(self._bury(held, reason, commands[done:]))
+                    return
                 case cmd.Hold(reason):
                     log.debug("task_waiting", task=task.id, reason=reason)
                     last = self._hand.wait(held, aside=command.aside)
@@ -564,8 +566,10 @@ class Negotiator:
         error = f"{final.error.code}: {final.error.message}" if failed and final.error is not None else None
         self._statistics.ended(final.timings.total_ms, error)
 
-    async def _bury(self, held: Held, reason: str) -> None:
+    async def _bury(self, held: Held, reason: str, then: list[cmd.Command]) -> None:
         await self._inquiry.until_done(held, "bury", partial(journal.bury, self._nc, held.msg, reason))
+        if self._hand.holds(held):
+            await self._run(held, then)
 
     def _start_timer(self, held: Held, timer: cmd.Timer, key: str, delay_s: float) -> None:
         running = held.timers.get(timer)
