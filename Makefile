@@ -17,8 +17,8 @@ $(VENV)/ready: pyproject.toml install.sh
 demo: setup      ## start the network, run the main job on it, print a report, stop
 	@$(BIN)/python -m examples.demo
 
-test: setup      ## the tests
-	$(BIN)/python -m pytest -m "not slow"
+test: setup      ## the tests, two files at a time
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: setup  ## the tests, those that start separate engine processes too
 	$(BIN)/python -m pytest

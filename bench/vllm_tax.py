@@ -1,10 +1,12 @@
 """What modelnet costs over vLLM alone: the engine stepped directly, `vllm serve` over HTTP, and modelnet.
 
-    python -m bench.vllm_tax [--rounds 3] [--quick] [--without-serve] [--write]
+    python -m bench.vllm_tax [--rounds 3] [--requests 192] [--sides …] [--quick] [--write]
 
-Each round plays the same prompts at the same times to all three, open loop, at four rates: shares of what the engine
-alone did with everything at once. Engine, network and client share this machine. All engines have the same options; the
-model has random weights and is made on the spot. Time between tokens is (last - first) / (tokens - 1) of each answer.
+Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
+did with everything at once. Engine, network and client share this machine. modelnet drives vLLM in both of its ways:
+in a process of its own as `vllm serve` does (`vllm-async`), and in a thread of the worker (`vllm`). All engines have
+the same options; the model has random weights and is made on the spot. Time between tokens is (last - first) /
+(tokens - 1) of each answer.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ MODEL = Shape(hidden=256, heads=4, kv_heads=2, head_dim=64, layers=6, inner=768,
 SHARES = (0.25, 0.5, 0.75, 1.2)
 PROMPT_BYTES, ANSWER_TOKENS = 300, 64
 OPTIONS = {"max_model_len": 2048, "kv_cache_memory_bytes": 64 << 20}
-SIDES = ("direct", "vllm serve", "modelnet")
+DRIVERS = {"modelnet": "vllm-async", "modelnet, thread": "vllm"}
+SIDES = ("direct", "vllm serve", *DRIVERS)
 START_S = 240.0
 
 
@@ -213,7 +217,7 @@ async def _is_up(session: aiohttp.ClientSession, url: str) -> bool:
 @contextlib.asynccontextmanager
 async def network(folder: Path, engine: str) -> AsyncIterator[Ask]:
     """A server, a negotiator, a worker, and a client of them."""
-    file = folder.parent / "workers.toml"
+    file = folder.parent / f"{engine}.toml"
     options = ", ".join(f"{name} = {value}" for name, value in OPTIONS.items())
     file.write_text(f'[[models]]\nmodel = "{folder}"\nslots = 256\nengine = "{engine}"\noptions = {{ {options} }}\n')
     async with server() as url:
@@ -263,7 +267,7 @@ Measured = dict[str, dict[float, list[dict[str, float]]]]
 """By side and share: a summary for each round."""
 
 
-async def run(folder: Path, rounds: int, requests: int, sides: tuple[str, ...], engine: str) -> tuple[Measured, float]:
+async def run(folder: Path, rounds: int, requests: int, sides: list[str]) -> tuple[Measured, float]:
     """All sides at all rates, and the engine's requests a second with everything at once. Only one side runs at a time;
     those that wait take no processor."""
     write_random(folder, shape=MODEL)
@@ -274,51 +278,45 @@ async def run(folder: Path, rounds: int, requests: int, sides: tuple[str, ...], 
         peak = statistics.median(full) / ANSWER_TOKENS
         found: Measured = {side: {share: [] for share in SHARES} for side in sides}
 
-        async def all_rates(players: dict[str, Player]) -> None:
-            for number in range(rounds):
-                for place, share in enumerate(SHARES):
-                    work = load(1000 * number + place, requests, peak * share)
-                    order = list(players)
-                    for side in order[number % len(order) :] + order[: number % len(order)]:
-                        found[side][share].append(summary(await players[side](work)))
-
         async def direct_play(work: list[tuple[float, str]]) -> list[Answer]:
             return await asyncio.to_thread(direct.play, work)
 
-        async with network(folder, engine) as ask_network:
-            players: dict[str, Player] = {"direct": direct_play, "modelnet": lambda work: play(ask_network, work)}
-            await play(ask_network, load(98, requests, float("inf")))
-            if "vllm serve" in sides:
-                async with serve(folder) as ask_serve:
-                    await play(ask_serve, load(98, requests, float("inf")))
-                    await all_rates({**players, "vllm serve": lambda work: play(ask_serve, work)})
-            else:
-                await all_rates(players)
+        async with contextlib.AsyncExitStack() as up:
+            players: dict[str, Player] = {"direct": direct_play}
+            for side in sides[1:]:
+                opened = network(folder, DRIVERS[side]) if side in DRIVERS else serve(folder)
+                players[side] = partial(play, await up.enter_async_context(opened))
+                await players[side](load(98, requests, float("inf")))
+            for number in range(rounds):
+                for place, share in enumerate(SHARES):
+                    work, turn = load(1000 * number + place, requests, peak * share), number % len(sides)
+                    for side in [*sides[turn:], *sides[:turn]]:
+                        found[side][share].append(summary(await players[side](work)))
     finally:
         direct.close()
     return found, peak
 
 
-def report(found: Measured, peak: float, rounds: int, requests: int, engine: str) -> str:
+def report(found: Measured, peak: float, rounds: int, requests: int) -> str:
     """Medians over rounds, and ratios of neighbours."""
     lines = [
         f"bench/vllm_tax.py, {datetime.now(UTC).date()}, {os.cpu_count()} cores, Python {platform.python_version()}: "
         f"{rounds} rounds of {requests} requests at each rate; medians over rounds, ratios of one round",
         f"prompts of {PROMPT_BYTES} bytes, answers of {ANSWER_TOKENS} tokens; model of {MODEL.layers} layers, "
-        f"{MODEL.hidden} wide; modelnet's engine: {engine}; the engine alone, all at once: {peak:.1f} requests/s",
+        f"{MODEL.hidden} wide; the engine alone, all at once: {peak:.1f} requests/s",
     ]
     names = ("tok/s", "TTFT p50", "TTFT p99", "token p50", "token p99")
     for share in SHARES:
         lines += [
             "",
-            f"{share:.0%} of that".ljust(14) + "".join(f"{name:>11}" for name in names) + "   tok/s of direct",
+            f"{share:.0%} of that".ljust(16) + "".join(f"{name:>11}" for name in names) + "   tok/s of direct",
         ]
         for side, by_share in found.items():
             each = by_share[share]
             row = "".join(f"{statistics.median(one[name] for one in each):>11.1f}" for name in names)
             ratios = [one["tok/s"] / base["tok/s"] for one, base in zip(each, found["direct"][share], strict=True)]
             shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            lines.append(f"{side:<14}{row}   {statistics.median(ratios):.2f} ({shown})")
+            lines.append(f"{side:<16}{row}   {statistics.median(ratios):.2f} ({shown})")
     return "\n".join(lines)
 
 
@@ -326,21 +324,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, print, and with --write keep the output and the raw figures under bench/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=192, help="at each rate")
+    parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=SIDES[1:], help="beside the engine alone")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
-    parser.add_argument("--without-serve", action="store_true", help="leave `vllm serve` out")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
-    parser.add_argument("--driver", choices=("vllm", "vllm-async"), default="vllm", help="how modelnet drives vLLM")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     if args.engine:
         step_engine(Path(args.engine))
         return
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
-    sides = tuple(side for side in SIDES if not (args.without_serve and side == "vllm serve"))
     with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, sides, args.driver))
-    text = report(found, peak, rounds, requests, args.driver)
+        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, ["direct", *args.sides]))
+    text = report(found, peak, rounds, requests)
     sys.stdout.write(text + "\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelnet import sync
-    from modelnet.attempt import Piece, Progress
+    from modelnet.attempt import Progress
     from modelnet.client import Client, connect
+    from modelnet.deltas import Piece
     from modelnet.errors import ModelnetError, Reject, TaskCancelled, TaskError, TaskExpired, TaskFailed
     from modelnet.execution import Context
     from modelnet.handle import TaskHandle
@@ -37,7 +38,7 @@ _HOMES = {
     "Client": "client",
     "Context": "execution",
     "ModelnetError": "errors",
-    "Piece": "attempt",
+    "Piece": "deltas",
     "Progress": "attempt",
     "Reject": "errors",
     "TaskCancelled": "errors",

@@ -14,13 +14,14 @@ import structlog
 from pydantic import ValidationError
 
 from modelnet import messages as m
-from modelnet.attempt import BadOutput, DeltaBuffer, Piece, Progress, say
+from modelnet.attempt import BadOutput, Progress, say
 from modelnet.bus import subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
 from modelnet.capability import Made, Served
 from modelnet.client import Client
+from modelnet.deltas import DeltaBuffer, Piece
 from modelnet.errors import ModelnetError, Reject, TooLarge
 
 __all__ = ["Context", "Execution"]

@@ -30,7 +30,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from modelnet import messages as m
-from modelnet.attempt import Piece, Progress, Threads
+from modelnet.attempt import Progress, Threads
 from modelnet.bidding import Bidding
 from modelnet.bus import subjects
 from modelnet.bus.bodies import Bodies
@@ -42,6 +42,7 @@ from modelnet.bus.services import Endpoint, Service, endpoint_name
 from modelnet.capability import Able, Estimate, Handler, Price, Quote, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
+from modelnet.deltas import Piece
 from modelnet.errors import ConnectionFailed, UsageError
 from modelnet.execution import Context, Execution
 from modelnet.log import setup_logging

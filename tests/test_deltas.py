@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from modelnet import attempt
-from modelnet.attempt import COALESCE_CHARS, COALESCE_S, DELTA_CHARS, DELTAS_PER_S, DeltaBuffer, Piece
+from modelnet import deltas
+from modelnet.deltas import COALESCE_CHARS, COALESCE_S, DELTA_CHARS, DELTAS_PER_S, DeltaBuffer, Piece
 from modelnet.messages import TokenLogprob, ToolCallPart
 
 
@@ -86,7 +86,7 @@ async def test_a_crowd_waits_longer() -> None:
 
 
 async def test_what_is_too_long_for_one_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "DELTA_CHARS", 10)
+    monkeypatch.setattr(deltas, "DELTA_CHARS", 10)
     assert DELTA_CHARS > 10
     sent = Sent()
     await sent.buffer.add(Piece("x" * 25, (1, 2)))

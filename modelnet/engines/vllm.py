@@ -96,7 +96,8 @@ class VllmCore:
         return self._model.encoder.decode(token_ids)
 
     def add(self, key: str, token_ids: list[int], prompt: Prompt, sampling: Sampling, adapter: str | None) -> None:
-        params, counter = self._model.request(token_ids, prompt, sampling)
+        apart = self._probe.tokens_apart(len(self._ids) + 1)
+        params, counter = self._model.request(token_ids, prompt, sampling, apart)
         lora = self._adapters.request(adapter)
         if adapter is not None and not self._adapters.is_loaded(adapter):
             try:
@@ -279,7 +280,8 @@ class VllmAsyncEngine:
             self._arriving += 1
             try:
                 token_ids = await asyncio.to_thread(loaded.encoder.encode, prompt)
-                params, counter = loaded.request(token_ids, prompt, sampling)
+                apart = self._probe.tokens_apart(len(self._requests))
+                params, counter = loaded.request(token_ids, prompt, sampling, apart)
                 lora = await self._adapter(adapter)
             finally:
                 self._arriving -= 1

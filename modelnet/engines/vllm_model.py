@@ -71,8 +71,9 @@ class LoadedModel:
         }
         return frozenset(ability for ability, able in can.items() if able)
 
-    def request(self, token_ids: list[int], prompt: Prompt, sampling: Sampling) -> tuple[Any, Counter]:
-        """vLLM's SamplingParams, and what reads the answers. Raises `BadPrompt`, `BadSampling`."""
+    def request(self, token_ids: list[int], prompt: Prompt, sampling: Sampling, apart: int) -> tuple[Any, Counter]:
+        """vLLM's SamplingParams, and what reads the answers. `apart`: tokens of an output. Raises `BadPrompt`,
+        `BadSampling`."""
         calls, special = None, False
         if prompt.tools and prompt.tool_choice != "none":
             assert self._tools is not None
@@ -80,5 +81,5 @@ class LoadedModel:
             if (forced := forcing_grammar(prompt)) is not None:
                 sampling = replace(sampling, grammar=forced)
         logprobs = LogprobReader(self._tokenizer, sampling.logprobs) if sampling.logprobs is not None else None
-        params = sampling_params(sampling, special_tokens=special)
+        params = sampling_params(sampling, special_tokens=special, apart=apart)
         return params, Counter(len(token_ids), logprobs=logprobs, calls=calls)

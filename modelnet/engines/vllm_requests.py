@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from modelnet.deltas import interval_s
 from modelnet.engines.base import Chunk, EngineState, Grammar, Sampling
 from modelnet.engines.errors import BadPrompt, BadSampling, EngineError, EngineUnavailable
 from modelnet.engines.meter import Meter
@@ -19,6 +20,8 @@ from modelnet.messages import ToolCallPart
 __all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input", "unknown_options"]
 
 
+MOST_TOKENS_APART = 8
+"""A burst is met by what was measured before it: not more than this may wait when steps become slower."""
 STEP_DETAILS = "enable_logging_iteration_details"
 """vLLM's option to say what each step was made of. It goes to the stat loggers; it is printed where INFO is."""
 
@@ -42,8 +45,9 @@ def unknown_options(options: Iterable[str]) -> list[str]:
     return sorted(set(options) - known)
 
 
-def sampling_params(sampling: Sampling, *, special_tokens: bool = False) -> Any:
-    """vLLM's SamplingParams. `special_tokens`: they stand in the text. Raises `BadSampling`."""
+def sampling_params(sampling: Sampling, *, special_tokens: bool = False, apart: int = 1) -> Any:
+    """vLLM's SamplingParams. `special_tokens`: they stand in the text. `apart`: tokens of an output, beside the first
+    and the last, where this vLLM knows that; see `Probe.tokens_apart`. Raises `BadSampling`."""
     from vllm import SamplingParams
     from vllm.exceptions import VLLMError
     from vllm.sampling_params import RequestOutputKind
@@ -67,6 +71,7 @@ def sampling_params(sampling: Sampling, *, special_tokens: bool = False) -> Any:
             structured_outputs=_structured(sampling.grammar) if sampling.grammar is not None else None,
             skip_special_tokens=not special_tokens,
             output_kind=RequestOutputKind.DELTA,
+            **({"stream_interval": apart} if "stream_interval" in SamplingParams.__struct_fields__ else {}),
         )
     except (VLLMError, ValueError) as error:
         raise BadSampling(f"vLLM refused the sampling parameters: {error}") from error
@@ -172,6 +177,14 @@ class Probe:
         cache = config.cache_config
         self.kv_cache_tokens = int((cache.num_gpu_blocks or 0) * (cache.block_size or 0))
         self.prefix_block = int(cache.block_size or 0) if cache.enable_prefix_caching else 0
+
+    def tokens_apart(self, requests: int) -> int:
+        """How many tokens of an answer come between two of its deltas while so many requests are at work: vLLM need not
+        tell of each by itself."""
+        token_s = self.meter.token_s
+        if token_s is None:
+            return 1
+        return min(max(int(interval_s(requests) / token_s), 1), MOST_TOKENS_APART)
 
     def loggers(self) -> list[Any]:
         """For `stat_loggers=`."""

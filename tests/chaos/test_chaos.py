@@ -21,44 +21,23 @@ KINDS = (
     "negotiator_killed_token_final",
     "client_cut",
     "link_throttled",
-    "redis_killed",
     "link_doubled",
     "clock_jumped",
-)
-
-
-@pytest.mark.timeout(170)
-async def test_nothing_is_lost_and_nothing_hangs(tmp_path: Path) -> None:
-    sizes = Sizes(negotiators=2, workers=4, clients=1, beat_s=0.3, ack_wait_s=4.0)
-    plan = Plan(seed=3, minutes=0.3, tasks=300, faults=12, sizes=sizes, deadline_s=40.0, kinds=KINDS)
-    tally = await Campaign(plan, tmp_path).run()
-    wrong = failures(tally, plan)
-    assert not wrong, "\n".join([*wrong, table(tally, plan), details(tally)])
-    assert set(tally.faults) == set(KINDS)
-
-
-PAID_KINDS = (
     "redis_killed",
     "redis_frozen",
     "ledger_killed",
     "ledger_cut",
-    "worker_killed",
-    "worker_lies_forgetful",
-    "negotiator_killed",
-    "negotiator_killed_close_award",
-    "negotiator_killed_token_final",
-    "client_cut",
 )
 
 
-@pytest.mark.timeout(170)
-async def test_money_is_where_the_finals_say(tmp_path: Path) -> None:
+@pytest.mark.timeout(240)
+async def test_nothing_is_lost_nothing_hangs_and_money_is_where_the_finals_say(tmp_path: Path) -> None:
     sizes = Sizes(negotiators=2, workers=4, clients=2, beat_s=0.3, ack_wait_s=4.0, ledgers=2)
-    plan = Plan(seed=5, minutes=0.3, tasks=300, faults=10, sizes=sizes, deadline_s=40.0, kinds=PAID_KINDS)
+    plan = Plan(seed=5, minutes=0.4, tasks=300, faults=len(KINDS), sizes=sizes, deadline_s=40.0, kinds=KINDS)
     tally = await Campaign(plan, tmp_path).run()
     wrong = failures(tally, plan)
     assert not wrong, "\n".join([*wrong, table(tally, plan), details(tally)])
-    assert set(tally.faults) == set(PAID_KINDS)
+    assert set(tally.faults) == set(KINDS)
     assert tally.money is not None
     assert tally.money.paid["completed"] > 200
     assert tally.money.paid["cancelled"] > 0

@@ -54,7 +54,7 @@ async def test_vectors_are_those_of_transformers(tmp_path: Path, kind: EngineKin
                 pass
         # Who gives up frees its request, and the id.
         waiting = asyncio.create_task(engine.embed("w", TEXTS * 50))
-        twice = asyncio.create_task(engine.embed("w", TEXTS))
+        twice = asyncio.create_task(engine.embed("w", TEXTS * 50))  # not one that has ended before the other begins
         results = await asyncio.gather(waiting, twice, return_exceptions=True)
         assert sum(isinstance(result, DuplicateRequest) for result in results) == 1
         waiting = asyncio.create_task(engine.embed("w", TEXTS * 50))

@@ -1,6 +1,9 @@
 """What only vLLM's drivers do: options, environment, agreement with the NumPy engine."""
 
+import asyncio
 import os
+import select
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,39 @@ def test_a_gpu_keeps_vllms_own_defaults(monkeypatch: pytest.MonkeyPatch, folder:
     monkeypatch.setattr("modelnet.engines.vllm_setup.has_gpu", lambda: True)
     options = engine_options(str(folder), {"tensor_parallel_size": 2})
     assert options == {"model": str(folder), "use_tqdm_on_load": False, "tensor_parallel_size": 2}
+
+
+STARTS_ONE = """
+import asyncio, sys
+from modelnet.engines import open_engine
+
+async def main():
+    engine = open_engine(sys.argv[1], kind="vllm-async")
+    await engine.start()
+    print(*engine.processes, flush=True)
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_an_engine_process_ends_with_a_worker_that_is_killed(tmp_path: Path, random_folder: Folder) -> None:
+    file = tmp_path / "worker.py"
+    file.write_text(STARTS_ONE)
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, str(file), random_folder.name, stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    while not (said := (await worker.stdout.readline()).split()) or not all(word.isdigit() for word in said):
+        assert worker.returncode is None
+    engines = [os.pidfd_open(int(pid)) for pid in said]
+    assert engines
+    worker.kill()
+    await worker.wait()
+    for engine in engines:  # readable once the process has ended
+        ended, _, _ = await asyncio.to_thread(select.select, [engine], [], [], 30)
+        os.close(engine)
+        assert ended

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from modelnet import Context, Worker
-from modelnet.attempt import Piece
+from modelnet.deltas import Piece
 from modelnet.errors import Reject
 from modelnet.messages import TokenLogprob, ToolCallPart
 from tests.network.stage import Network
