@@ -488,9 +488,9 @@ async def test_the_sweep_leaves_the_hold_of_a_task_that_waits(network: Network, 
     await network.join(brief)
     await network.stop(brief)
     tenant = await open_account(network, ledger, 1_000)
+    task = await network.client.submit("sift", {}, tenant=tenant, id="patient", deadline_s=60)
     async with Ledger(store.url, clock=lambda: time.time() - 3_600) as earlier:
         await earlier.hold(tenant, "patient", 1_000, deadline_s=60)
-    task = await network.client.submit("sift", {}, tenant=tenant, id="patient", deadline_s=60)
     await worker.sweep()
     assert (await ledger.account(tenant)).held == 1_000
     assert (tenant, "patient") not in await ledger.due()
