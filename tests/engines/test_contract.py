@@ -20,6 +20,7 @@ from modelnet.engines import (
     Sampling,
     Unsupported,
 )
+from modelnet.engines.openai import OpenAIEngine
 from tests.engines.kinds import DEAR, KINDS, Opened, drawn, opened
 from tests.engines.models import CHAIN, CONTEXT, LOOP, Folder
 
@@ -149,6 +150,14 @@ async def test_the_context_ends_the_answer(engine: Engine) -> None:
     assert chunks[-1].completion_tokens == 3
 
 
+async def frees_its_cache(engine: Engine) -> None:
+    """What runs elsewhere was asked how it is a moment ago, perhaps before the end had come to it."""
+    async with asyncio.timeout(10):
+        while isinstance(engine, OpenAIEngine) and engine.state().kv_cache_usage:
+            await engine.health()
+    assert engine.state().kv_cache_usage == 0
+
+
 async def test_abort_ends_the_stream_and_frees_the_request(engine: Engine) -> None:
     chunks: list[Chunk] = []
     async for chunk in engine.generate("r", FOX, ENDLESS):
@@ -157,7 +166,7 @@ async def test_abort_ends_the_stream_and_frees_the_request(engine: Engine) -> No
             assert engine.state().running == 1
             await engine.abort("r")
             assert engine.state().running == 0
-            assert engine.state().kv_cache_usage == 0
+            await frees_its_cache(engine)
     assert chunks[-1].finish_reason == "abort"
     assert not tells_tokens(chunks) or chunks[-1].completion_tokens == len(ids_of(chunks))
 
@@ -180,7 +189,7 @@ async def test_closing_the_generator_frees_the_request(engine: Engine) -> None:
         await anext(stream)
     await engine.abort("settle")
     assert engine.state().running == 0
-    assert engine.state().kv_cache_usage == 0
+    await frees_its_cache(engine)
 
 
 async def test_cancelling_the_consumer_frees_the_request(engine: Engine) -> None:

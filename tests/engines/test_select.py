@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import structlog
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
 from modelnet.engines import BadPrompt, BadSampling, EngineUnavailable, Prompt, Sampling, open_engine
 from modelnet.engines.numpy_llama import NumpyCore
@@ -39,13 +39,13 @@ def test_without_vllm_a_small_folder_falls_back_to_numpy(
     monkeypatch: pytest.MonkeyPatch, random_folder: Folder
 ) -> None:
     machine(monkeypatch, vllm=False)
-    # An app that another test set up may have had it cached, with processors of its own.
-    monkeypatch.setattr("modelnet.engines.select._log", structlog.get_logger())
-    with capture_logs() as logs:
-        engine = open_engine(random_folder.name, dtype="bfloat16", max_model_len=64)
+    said = LogCapture()  # of a logger of its own: an app that another test set up may have its level and processors
+    own = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    monkeypatch.setattr("modelnet.engines.select._log", own)
+    engine = open_engine(random_folder.name, dtype="bfloat16", max_model_len=64)
     assert isinstance(engine, ThreadEngine)
     assert isinstance(engine._core, NumpyCore)
-    assert [(entry["event"], entry["log_level"], entry["ignored_options"]) for entry in logs] == [
+    assert [(entry["event"], entry["log_level"], entry["ignored_options"]) for entry in said.entries] == [
         ("engine_fallback", "warning", ["dtype"])
     ]
 

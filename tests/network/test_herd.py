@@ -50,8 +50,10 @@ async def burst(network: Network, negotiators: int) -> Burst:
             running[ctx.worker] += 1
             shares[ctx.worker] += 1
             busiest[ctx.worker] = max(busiest[ctx.worker], running[ctx.worker])
-            await asyncio.sleep(0.1)
-            running[ctx.worker] -= 1
+            try:
+                await asyncio.sleep(0.1)
+            finally:  # an award whose answer is late goes to another, and this one is cancelled
+                running[ctx.worker] -= 1
             return {}
 
     async with network.ear("beat.>") as beats:
@@ -72,7 +74,8 @@ async def test_three_negotiators_spread_a_burst_as_one_does(bare_network: Networ
     assert (len(one.negotiators), len(three.negotiators)) == (1, 3)
     assert max(one.busiest, three.busiest) <= SLOTS
     assert three.spread < one.spread + 0.1, (one, three)
-    assert max(three.shares.values()) < 1.1 * max(one.shares.values()), (one, three)
+    # The largest of eight shares varies by more than their spread: of 65, 73 was seen on a busy machine. A herd's is twice.
+    assert max(three.shares.values()) < 1.3 * max(one.shares.values()), (one, three)
     # One knows what it has awarded itself; of three, some award at the same moment. Without claims and turns two of
     # three awards were declined, by one negotiator's tasks as by three's.
     assert one.declines <= TASKS // 50, one
