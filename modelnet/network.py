@@ -54,7 +54,8 @@ class WorkerProcess:
     @property
     def name(self) -> str:
         """What its process and its log are called."""
-        return Path(self.app).stem if self.app.endswith(".py") else self.app.partition(":")[0].rpartition(".")[2]
+        is_file = self.app.endswith((".py", ".toml"))
+        return Path(self.app).stem if is_file else self.app.partition(":")[0].rpartition(".")[2]
 
 
 MODEL_WORKERS = (WorkerProcess("workers.vllm:app", required=False),)

@@ -74,7 +74,7 @@ async def test_three_negotiators_spread_a_burst_as_one_does(bare_network: Networ
     assert (len(one.negotiators), len(three.negotiators)) == (1, 3)
     assert max(one.busiest, three.busiest) <= SLOTS
     assert three.spread < one.spread + 0.1, (one, three)
-    # The largest of eight shares varies by more than their spread: of 65, 73 was seen on a busy machine. A herd's is twice.
+    # The largest of eight shares varies more than their spread: 73 to 65 was seen, with a herd it is twice.
     assert max(three.shares.values()) < 1.3 * max(one.shares.values()), (one, three)
     # One knows what it has awarded itself; of three, some award at the same moment. Without claims and turns two of
     # three awards were declined, by one negotiator's tasks as by three's.
