@@ -6,14 +6,18 @@ Needs `docker compose` or `docker-compose` and an engine that answers; not part 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+import openai
 
 import modelnet
 from modelnet.bus.embedded import free_port
@@ -33,8 +37,11 @@ class Compose:
         if not new and not shutil.which("docker-compose"):
             sys.exit("neither `docker compose` nor docker-compose is installed")
         self._command = ["docker", "compose"] if new else ["docker-compose"]
-        self.port, redis = free_port(), free_port()
-        self._env = {**os.environ, "MODELNET_NATS_PORT": str(self.port), "MODELNET_REDIS_PORT": str(redis)}
+        self.port, redis, gateway = free_port(), free_port(), free_port()
+        self.url, self.redis_url = f"nats://127.0.0.1:{self.port}", f"redis://127.0.0.1:{redis}/0"
+        self.gateway_url = f"http://127.0.0.1:{gateway}"
+        ports = {"NATS": self.port, "REDIS": redis, "GATEWAY": gateway}
+        self._env = {**os.environ, **{f"MODELNET_{name}_PORT": str(port) for name, port in ports.items()}}
 
     def __call__(self, *args: str) -> str:
         """Run it; its stdout."""
@@ -106,12 +113,32 @@ class Load:
         return Counter(final.status for final in self.finals)
 
 
+def through_the_gateway(compose: Compose) -> list[str]:
+    """What it lists to a tenant that the command has made, after it has refused one without a key."""
+    command = [sys.executable, "-m", "modelnet.cli", "tenant", "create", "acme", "--json"]
+    env = {**os.environ, "MODELNET_URL": compose.url, "MODELNET_REDIS_URL": compose.redis_url}
+    made = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, text=True)
+    base = f"{compose.gateway_url}/v1"
+    try:
+        openai.OpenAI(base_url=base, api_key="none").models.list()
+    except openai.AuthenticationError:
+        pass
+    else:
+        raise AssertionError("the gateway let somebody in without a key")
+    client = openai.OpenAI(base_url=base, api_key=json.loads(made.stdout)["key"])
+    listed = [model.id for model in client.models.list()]
+    assert "math.sum" in listed, listed
+    with urllib.request.urlopen(compose.gateway_url, timeout=10) as page:
+        assert b"<html" in page.read()
+    return listed
+
+
 async def use(compose: Compose, started: float) -> None:
     """Everything a user would do from outside."""
     async with asyncio.timeout(READY_S):
         while True:
             try:
-                net = await modelnet.connect(f"nats://127.0.0.1:{compose.port}")
+                net = await modelnet.connect(compose.url)
                 break
             except ConnectionFailed:
                 continue
@@ -126,6 +153,8 @@ async def use(compose: Compose, started: float) -> None:
             started,
             f"a specialist on vLLM answered {answer.output} for {answer.price} in {answer.timings.total_ms:.0f} ms",
         )
+        listed = await asyncio.to_thread(through_the_gateway, compose)
+        say(started, f"the gateway lists {len(listed)} models to who has a key, and nobody else")
         load = Load(net)
         await asyncio.to_thread(compose, "up", "-d", "--no-recreate", "--scale", "tools=3")
         await until(net, "calculator", 3)
