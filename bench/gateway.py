@@ -42,6 +42,7 @@ KEY = f"sk-{secrets.token_hex(24)}"
 FLIGHT = 32
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 HERE = Path(__file__).parent
+PEERS_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modelnet-bench-peers"
 PATIENCE_S = 300
 """Longest wait for a door to open: LiteLLM imports for a minute where the machine is slow."""
 
@@ -82,7 +83,7 @@ Door = Callable[[Path], AbstractAsyncContextManager[str]]
 async def mock(folder: Path) -> AsyncIterator[str]:
     """The upstream itself."""
     port = _port()
-    async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
+    async with child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -99,7 +100,7 @@ def litellm(python: Path) -> Door:
             command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
             env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
             env["LITELLM_MASTER_KEY"] = KEY
-            async with _child("litellm", [*command, "--port", str(port)], folder, env=env):
+            async with child("litellm", [*command, "--port", str(port)], folder, env=env):
                 yield f"http://127.0.0.1:{port}"
 
     return door
@@ -114,7 +115,7 @@ def ray(python: Path) -> Door:
         command = [str(python), str(HERE / "ray_echo.py"), str(port)]
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         try:
-            async with _child("ray", command, folder, env=env):
+            async with child("ray", command, folder, env=env):
                 yield f"http://127.0.0.1:{port}"
         finally:
             stop = [str(python.with_name("ray")), "stop", "--force"]
@@ -133,9 +134,10 @@ async def network(folder: Path) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _child(
+async def child(
     name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None
 ) -> AsyncIterator[None]:
+    """A process that ends with the block; its log is in the folder."""
     process = ChildProcess(name, command, log_dir=folder, env=env, restart=False)
     await process.start()
     try:
@@ -258,8 +260,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    parser.add_argument("--peers", type=Path, default=cache / "modelnet-bench-peers", help="where the peers are")
+    parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where the peers are, or are installed")
     parser.add_argument("--only", action="store_true", help="modelnet and the mock only, without the peers")
     parser.add_argument("--write", action="store_true", help="write the output to bench/results/gateway.txt too")
     args = parser.parse_args()

@@ -1,11 +1,12 @@
 """What modelnet costs over vLLM alone: the engine stepped directly, `vllm serve` over HTTP, and modelnet.
 
-    python -m bench.vllm_tax [--rounds 3] [--requests 192] [--sides …] [--quick] [--write]
+    python -m bench.vllm_tax [--rounds 3] [--requests 192] [--sides …] [--peers FOLDER] [--quick] [--write]
 
 Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
 did with everything at once. Engine, network and client share this machine. modelnet drives vLLM in both of its ways:
 in a process of its own as `vllm serve` does (`vllm-async`), and in a thread of the worker (`vllm`). All engines have
-the same options; the model has random weights and is made on the spot. Time between tokens is (last - first) /
+the same options; the model has random weights and is made on the spot. LiteLLM's proxy, before a `vllm serve` of its
+own, is installed as for bench/gateway.py. Time between tokens is (last - first) /
 (tokens - 1) of each answer.
 """
 
@@ -34,6 +35,7 @@ import aiohttp
 
 import modelnet
 from bench.conversations import words
+from bench.gateway import KEY, PEERS_FOLDER, child, install_peers
 from bench.overhead import end, server, spawn
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
@@ -48,7 +50,8 @@ SHARES = (0.25, 0.5, 0.75, 1.2)
 PROMPT_BYTES, ANSWER_TOKENS = 300, 64
 OPTIONS = {"max_model_len": 2048, "kv_cache_memory_bytes": 64 << 20}
 DRIVERS = {"modelnet": "vllm-async", "modelnet, thread": "vllm"}
-SIDES = ("direct", "vllm serve", *DRIVERS)
+PROXIED = "serve + LiteLLM"
+SIDES = ("direct", "vllm serve", PROXIED, *DRIVERS)
 START_S = 240.0
 
 
@@ -164,8 +167,8 @@ async def play(ask: Ask, work: list[tuple[float, str]]) -> list[Answer]:
 
 
 @contextlib.asynccontextmanager
-async def serve(folder: Path) -> AsyncIterator[Ask]:
-    """`vllm serve` and an HTTP client of it."""
+async def serve(folder: Path) -> AsyncIterator[tuple[str, Ask]]:
+    """`vllm serve`: its address, and an HTTP client of it."""
     prepare_environment(str(folder), in_process=False)
     port, options = free_port(), engine_options(str(folder), OPTIONS)
     flags = ["--max-model-len", str(options["max_model_len"]), "--enforce-eager"]
@@ -174,44 +177,71 @@ async def serve(folder: Path) -> AsyncIterator[Ask]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     quiet = asyncio.subprocess.DEVNULL
     where = ("--host", "127.0.0.1", "--port", str(port))
-    child = await asyncio.create_subprocess_exec(*command, *flags, *where, stdout=quiet, stderr=quiet)
+    served = await asyncio.create_subprocess_exec(*command, *flags, *where, stdout=quiet, stderr=quiet)
     base = f"http://127.0.0.1:{port}"
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2)) as session:
-            async with asyncio.timeout(START_S):
-                while not await _is_up(session, f"{base}/health"):
-                    if child.returncode is not None:
-                        raise SystemExit("vllm serve ended before it was ready")
-                    await asyncio.sleep(0.5)
-
-            async def ask(prompt: str) -> tuple[float, float, int]:
-                body = {"model": "m", "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True}
-                first, last, tokens = 0.0, 0.0, 0
-                usage = {"stream_options": {"include_usage": True}}
-                async with session.post(f"{base}/v1/completions", json={**body, **usage}) as reply:
-                    async for line in reply.content:
-                        if line.startswith(b"data: {"):
-                            event = json.loads(line[6:])
-                            if event["choices"]:
-                                last = time.perf_counter()
-                                first = first or last
-                            elif event.get("usage"):
-                                tokens = event["usage"]["completion_tokens"]
-                return first, last, tokens
-
-            yield ask
+        async with _http() as session:
+            await _until_up(session, f"{base}/health", lambda: served.returncode is not None)
+            yield base, _asker(session, base)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            child.terminate()
-        await child.wait()
+            served.terminate()
+        await served.wait()
 
 
-async def _is_up(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(url) as reply:
-            return reply.status == 200
-    except aiohttp.ClientError:
-        return False
+def _asker(session: aiohttp.ClientSession, base: str, key: str = "none") -> Ask:
+    """A client of a server that speaks OpenAI's protocol."""
+    headers = {"Authorization": f"Bearer {key}"}
+
+    async def ask(prompt: str) -> tuple[float, float, int]:
+        body = {"model": "m", "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True}
+        first, last, tokens = 0.0, 0.0, 0
+        usage = {"stream_options": {"include_usage": True}}
+        async with session.post(f"{base}/v1/completions", json={**body, **usage}, headers=headers) as reply:
+            async for line in reply.content:
+                if line.startswith(b"data: {"):
+                    event = json.loads(line[6:])
+                    if event["choices"]:
+                        last = time.perf_counter()
+                        first = first or last
+                    if event.get("usage"):
+                        tokens = event["usage"]["completion_tokens"]
+        return first, last, tokens
+
+    return ask
+
+
+@contextlib.asynccontextmanager
+async def proxied(folder: Path, python: Path) -> AsyncIterator[Ask]:
+    """LiteLLM's proxy before a `vllm serve`. `python`: of the environment that has it."""
+    async with serve(folder) as (upstream, _), _http() as session:
+        said = {"model": "text-completion-openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}
+        config = folder.parent / "litellm.json"
+        config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": said}]}))
+        port = free_port()
+        command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
+        env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        env["LITELLM_MASTER_KEY"] = KEY
+        async with child("litellm", [*command, "--port", str(port)], folder.parent, env=env):
+            base = f"http://127.0.0.1:{port}"
+            await _until_up(session, f"{base}/health/liveliness")
+            yield _asker(session, base, KEY)
+
+
+def _http() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
+
+
+async def _until_up(session: aiohttp.ClientSession, url: str, ended: Callable[[], bool] = lambda: False) -> None:
+    async with asyncio.timeout(START_S):
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as reply:
+                    if reply.status == 200:
+                        return
+            if ended():
+                raise SystemExit(f"what was to answer at {url} ended before it was ready")
+            await asyncio.sleep(0.5)
 
 
 @contextlib.asynccontextmanager
@@ -267,7 +297,7 @@ Measured = dict[str, dict[float, list[dict[str, float]]]]
 """By side and share: a summary for each round."""
 
 
-async def run(folder: Path, rounds: int, requests: int, sides: list[str]) -> tuple[Measured, float]:
+async def run(folder: Path, rounds: int, requests: int, sides: list[str], peers: Path | None) -> tuple[Measured, float]:
     """All sides at all rates, and the engine's requests a second with everything at once. Only one side runs at a time;
     those that wait take no processor."""
     write_random(folder, shape=MODEL)
@@ -284,8 +314,14 @@ async def run(folder: Path, rounds: int, requests: int, sides: list[str]) -> tup
         async with contextlib.AsyncExitStack() as up:
             players: dict[str, Player] = {"direct": direct_play}
             for side in sides[1:]:
-                opened = network(folder, DRIVERS[side]) if side in DRIVERS else serve(folder)
-                players[side] = partial(play, await up.enter_async_context(opened))
+                if side in DRIVERS:
+                    ask = await up.enter_async_context(network(folder, DRIVERS[side]))
+                elif side == PROXIED:
+                    assert peers is not None
+                    ask = await up.enter_async_context(proxied(folder, peers))
+                else:
+                    _, ask = await up.enter_async_context(serve(folder))
+                players[side] = partial(play, ask)
                 await players[side](load(98, requests, float("inf")))
             for number in range(rounds):
                 for place, share in enumerate(SHARES):
@@ -326,6 +362,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=192, help="at each rate")
     parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=SIDES[1:], help="beside the engine alone")
+    parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM is, or is installed")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true")
@@ -334,8 +371,9 @@ def main(arguments: list[str] | None = None) -> None:
         step_engine(Path(args.engine))
         return
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
+    peers = install_peers(args.peers) if PROXIED in args.sides else None
     with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, ["direct", *args.sides]))
+        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, ["direct", *args.sides], peers))
     text = report(found, peak, rounds, requests)
     sys.stdout.write(text + "\n")
     if args.write:
