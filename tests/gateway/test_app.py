@@ -58,7 +58,7 @@ async def test_a_room_is_mounted_with_its_public_paths(gateway: Gateway) -> None
     async def show(request: Request) -> PlainTextResponse:
         return PlainTextResponse(tenant_of(request) if hasattr(request.state, "guest") else "nobody")
 
-    room = Room([Route("/open/{any}", show), Route("/shut", show)], public=("/open/",))
+    room = Room([Route("/open/{any}", show), Route("/shut", show)], public=("/open/*",))
     config = gateway.config
     for asked, shut in (
         (config, (200, "default")),

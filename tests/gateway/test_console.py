@@ -313,6 +313,8 @@ async def test_a_tenant_sees_its_own_and_others_only_that_they_are_there(
         httpx.AsyncClient(base_url=shut.url, timeout=30, headers={"authorization": f"Bearer {their_key}"}) as theirs,
     ):
         assert (await nobody.get("/console")).status_code == 200
+        for path in ("/", "/console/"):
+            assert (await nobody.get(path)).headers["location"] == "/console"
         for path in ("api/me", "api/live", "api/letters", "api/contracts", "api/accounts/mine"):
             assert (await nobody.get(f"/console/{path}")).status_code == 401
         assert (await nobody.post("/console/api/tasks", json={})).status_code == 401

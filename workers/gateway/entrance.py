@@ -57,7 +57,7 @@ class Entrance:
         await self._app(scope, receive, send)
 
     def _is_public(self, path: str) -> bool:
-        return any(path == one or (one.endswith("/") and path.startswith(one)) for one in self._public)
+        return any(path == one or (one.endswith("*") and path.startswith(one[:-1])) for one in self._public)
 
     async def _guest(self, scope: Scope, headers: Headers) -> tuple[Guest, dict[str, str]]:
         scheme, _, key = headers.get("authorization", "").partition(" ")

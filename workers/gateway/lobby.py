@@ -62,7 +62,7 @@ class Room:
 
     routes: Sequence[BaseRoute]
     public: tuple[str, ...] = ()
-    """Paths that need no key. One that ends in `/` stands for all below it."""
+    """Paths that need no key. One that ends in `*` stands for all that begin so."""
     lifespan: Callable[[Lobby], AbstractAsyncContextManager[None]] | None = None
     """Entered before the first request and left after the last one."""
 

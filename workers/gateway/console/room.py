@@ -69,6 +69,6 @@ def console() -> Room:
             post("/console/api/letters/{number:int}/retry", books.retry),
             post("/console/api/letters/{number:int}/drop", books.drop),
         ],
-        public=("/console", "/console/static/", "/console/watch"),
+        public=("/", "/console", "/console/", "/console/static/*", "/console/watch"),
         lifespan=lifespan,
     )
