@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,3 +93,18 @@ async def test_what_is_too_long_for_one_message_is_cut(monkeypatch: pytest.Monke
     await sent.buffer.add(Piece("x" * 25, (1, 2)))
     assert [len(piece) for piece in sent.pieces] == [10, 10, 5]
     assert {piece.tokens for piece in sent.pieces} == {None}
+
+
+async def test_what_comes_late_enough_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("modelnet.deltas.time", SimpleNamespace(monotonic=lambda: now))  # not the event loop's
+    sent = Sent()
+    await sent.buffer.add("a")
+    now += COALESCE_S
+    await sent.buffer.add("b")
+    now += COALESCE_S / 2
+    await sent.buffer.add("c")
+    assert [str(piece) for piece in sent.pieces] == ["a", "b"]
+    sent.news.clear()
+    await asyncio.wait_for(sent.news.wait(), 10)
+    assert [str(piece) for piece in sent.pieces] == ["a", "b", "c"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from modelnet.deltas import COALESCE_S, DELTAS_PER_S
 from modelnet.engines import EngineUnavailable, Prompt, Sampling, open_engine, vllm_available
+from modelnet.engines.vllm_requests import MOST_TOKENS_APART, Probe
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from tests.engines.models import Folder, write_random
 
@@ -87,6 +89,41 @@ def test_a_gpu_keeps_vllms_own_defaults(monkeypatch: pytest.MonkeyPatch, folder:
     monkeypatch.setattr("modelnet.engines.vllm_setup.has_gpu", lambda: True)
     options = engine_options(str(folder), {"tensor_parallel_size": 2})
     assert options == {"model": str(folder), "use_tqdm_on_load": False, "tensor_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("token_s", "requests", "tokens"),
+    [
+        pytest.param(None, 64, 1, id="nothing measured"),
+        pytest.param(COALESCE_S / 4, 1, 4, id="as many as come while a delta waits"),
+        pytest.param(COALESCE_S * 2, 1, 1, id="slow"),
+        pytest.param(COALESCE_S, 3 * round(DELTAS_PER_S * COALESCE_S), 3, id="many answers"),
+        pytest.param(COALESCE_S / 1000, 10_000, MOST_TOKENS_APART, id="bounded"),
+    ],
+)
+def test_how_many_tokens_vllm_tells_of_together(token_s: float | None, requests: int, tokens: int) -> None:
+    probe = Probe()
+    if token_s is not None:
+        probe.meter.token(token_s)
+    assert probe.tokens_apart(requests) == tokens
+
+
+async def test_a_fast_answer_is_told_in_few_pieces_and_whole(random_folder: Folder) -> None:
+    engine = open_engine(random_folder.name, kind="vllm")
+    await engine.start()
+    try:
+        sampling = Sampling(temperature=0, max_tokens=40)
+        rounds = [[chunk async for chunk in engine.generate("r", Prompt(text="fox"), sampling)] for _ in range(2)]
+    finally:
+        await engine.close()
+    first, then = rounds
+    assert [token for chunk in then for token in chunk.token_ids or ()] == [
+        token for chunk in first for token in chunk.token_ids or ()
+    ]
+    assert len(first) == 40, "before anything is measured each token is told of"
+    assert len(then[0].token_ids or ()) == 1
+    assert all(len(chunk.token_ids or ()) <= MOST_TOKENS_APART for chunk in then)
+    assert then[-1].completion_tokens == 40
 
 
 STARTS_ONE = """
