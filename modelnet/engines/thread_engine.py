@@ -18,15 +18,13 @@ from modelnet.engines.base import (
     aborted,
     needed,
     require,
+    tokenized,
 )
 from modelnet.engines.errors import DuplicateRequest, EngineDead, EngineError, EngineUnavailable
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 from modelnet.engines.stepping import Item, StepCore, StepThread
 
 __all__ = ["ThreadEngine"]
-
-# Tokenizing takes about 1 µs a character; above this it leaves the event loop.
-_INLINE_CHARS = 4096
 
 
 @dataclass(slots=True)
@@ -174,11 +172,7 @@ class ThreadEngine:
         self._streams[request_id] = self._by_key[stream.key] = stream
         added = False
         try:
-            size = len(prompt.text) if prompt.text is not None else _INLINE_CHARS if prompt.messages is not None else 0
-            if size < _INLINE_CHARS:
-                token_ids = self._core.encode(prompt)
-            else:
-                token_ids = await asyncio.to_thread(self._core.encode, prompt)
+            token_ids = await tokenized(self._core.encode, prompt)
             self._require_alive()
             stream.prompt_tokens = len(token_ids)
             if not stream.aborted:  # while it was being tokenized

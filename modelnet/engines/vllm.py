@@ -25,6 +25,7 @@ from modelnet.engines.base import (
     aborted,
     needed,
     require,
+    tokenized,
 )
 from modelnet.engines.errors import BadPrompt, DuplicateRequest, EngineDead, EngineError, EngineUnavailable
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
@@ -279,7 +280,7 @@ class VllmAsyncEngine:
         try:
             self._arriving += 1
             try:
-                token_ids = await asyncio.to_thread(loaded.encoder.encode, prompt)
+                token_ids = await tokenized(loaded.encoder.encode, prompt)
                 apart = self._probe.tokens_apart(len(self._requests))
                 params, counter = loaded.request(token_ids, prompt, sampling, apart)
                 lora = await self._adapter(adapter)
