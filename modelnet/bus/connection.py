@@ -50,6 +50,13 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
                     self._status = Client.RECONNECTING
                     await asyncio.sleep(self.options["reconnect_time_wait"])
 
+    async def _connect_to_server(self, server: Any) -> None:
+        """The next attempt, unless a cancellation was swallowed by the last one: whoever ends the event loop cancels
+        once and waits."""
+        if (task := asyncio.current_task()) is self._reconnection_task and task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        await super()._connect_to_server(server)
+
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """Close, and try no more to connect.
 

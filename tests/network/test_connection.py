@@ -49,8 +49,12 @@ async def patient(network: Network) -> modelnet.Worker:
     return worker
 
 
-async def test_closing_ends_a_reconnect_that_swallows_its_cancellation(tmp_path: Path) -> None:
-    """As `asyncio.wait_for` does before Python 3.12, when the attempt fails at that very moment."""
+@pytest.mark.parametrize("ends", ["close", "loop"])
+async def test_a_reconnect_that_swallows_its_cancellation_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """As `asyncio.wait_for` does before Python 3.12, when the attempt fails at that very moment; at a close, and at the
+    end of an event loop, which cancels what is left and waits."""
     server = EmbeddedNats(tmp_path)
     await server.start()
     nc = await connect(fast(server.url), "test")
@@ -66,10 +70,13 @@ async def test_closing_ends_a_reconnect_that_swallows_its_cancellation(tmp_path:
             swallowed.set()
             raise ConnectionRefusedError from None
 
-    nc._connect_to_server = fail
+    monkeypatch.setattr(Client, "_connect_to_server", fail)
     await server.stop()
     await until(tried)
     async with asyncio.timeout(PATIENCE_S):
+        if ends == "loop":
+            nc._reconnection_task.cancel()
+            await asyncio.wait([nc._reconnection_task])
         await close(nc)
     assert swallowed.is_set()
     assert nc._reconnection_task.done()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import modelnet
+from modelnet.bus.connection import close
 from modelnet.bus.embedded import EmbeddedNats, find_program, free_port
 from modelnet.bus.storage import check_storage
 from modelnet.bus.streams import PROBED, probe_subject, setup_bus, stream_config
@@ -82,7 +83,10 @@ async def guarded(disk: Disk) -> AsyncIterator[tuple[Network, StorageGuard]]:
     try:
         async with Network(fast(server.url)) as network:
             await network.negotiator()
-            yield network, StorageGuard(server, network.config, floor_bytes=FLOOR)
+            guard = StorageGuard(server, network.config, floor_bytes=FLOOR)
+            yield network, guard
+            if guard._nc is not None:  # which `run` would close
+                await close(guard._nc)
     finally:
         await server.stop()
 
