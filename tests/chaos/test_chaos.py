@@ -17,6 +17,7 @@ KINDS = (
     "worker_silent",
     "worker_lies_mute",
     "worker_lies_forgetful",
+    "negotiator_killed",
     "negotiator_killed_close_award",
     "negotiator_killed_token_final",
     "client_cut",
@@ -33,13 +34,13 @@ KINDS = (
 @pytest.mark.timeout(240)
 async def test_nothing_is_lost_nothing_hangs_and_money_is_where_the_finals_say(tmp_path: Path) -> None:
     sizes = Sizes(negotiators=2, workers=4, clients=2, beat_s=0.3, ack_wait_s=4.0, ledgers=2)
-    plan = Plan(seed=5, minutes=0.4, tasks=300, faults=len(KINDS), sizes=sizes, deadline_s=40.0, kinds=KINDS)
+    plan = Plan(seed=5, minutes=0.6, tasks=600, faults=len(KINDS), sizes=sizes, deadline_s=40.0, kinds=KINDS)
     tally = await Campaign(plan, tmp_path).run()
     wrong = failures(tally, plan)
     assert not wrong, "\n".join([*wrong, table(tally, plan), details(tally)])
     assert set(tally.faults) == set(KINDS)
     assert tally.money is not None
-    assert tally.money.paid["completed"] > 200
+    assert tally.money.paid["completed"] > 400
     assert tally.money.paid["cancelled"] > 0
     assert tally.money.deposits > 10
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
 
-TASKS, WORKERS, SLOTS = 500, 8, 4
+TASKS, BURSTS, WORKERS, SLOTS = 500, 3, 8, 4
 
 
 class Burst(NamedTuple):
@@ -38,7 +38,7 @@ class Burst(NamedTuple):
 
 
 async def burst(network: Network, negotiators: int) -> Burst:
-    """Publish many tasks at once to workers that are alike."""
+    """Publish many tasks at once to workers that are alike, a few times: one worker's share of one burst is chance."""
     for _ in range(negotiators):
         await network.negotiator()
     running, busiest, shares = Counter[str](), Counter[str](), Counter[str]()
@@ -59,10 +59,12 @@ async def burst(network: Network, negotiators: int) -> Burst:
     async with network.ear("beat.>") as beats:
         await network.join(*workers)
         await beats.until(lambda heard: len(heard) >= 3 * WORKERS)
+    finals: list[Final] = []
     async with network.ear("_INBOX.>") as answers:
-        tasks = await asyncio.gather(*(network.client.submit("herd.work", {}, deadline_s=60) for _ in range(TASKS)))
-        async with asyncio.timeout(2 * PATIENCE_S):
-            finals: list[Final] = [await task.result() for task in tasks]
+        for _ in range(BURSTS):
+            tasks = await asyncio.gather(*(network.client.submit("herd.work", {}, deadline_s=60) for _ in range(TASKS)))
+            async with asyncio.timeout(2 * PATIENCE_S):
+                finals += [await task.result() for task in tasks]
         declines = sum(b'"kind":"decline"' in msg.data for msg in answers.heard)
     assert {final.status for final in finals} == {"completed"}
     await network.clear()
@@ -74,9 +76,8 @@ async def test_three_negotiators_spread_a_burst_as_one_does(bare_network: Networ
     assert (len(one.negotiators), len(three.negotiators)) == (1, 3)
     assert max(one.busiest, three.busiest) <= SLOTS
     assert three.spread < one.spread + 0.1, (one, three)
-    # The largest of eight shares varies more than their spread: 73 to 65 was seen, with a herd it is twice.
-    assert max(three.shares.values()) < 1.3 * max(one.shares.values()), (one, three)
+    assert max(three.shares.values()) < 1.1 * max(one.shares.values()), (one, three)
     # One knows what it has awarded itself; of three, some award at the same moment. Without claims and turns two of
     # three awards were declined, by one negotiator's tasks as by three's.
-    assert one.declines <= TASKS // 50, one
-    assert three.declines <= TASKS // 2, three
+    assert one.declines <= BURSTS * TASKS // 50, one
+    assert three.declines <= BURSTS * TASKS // 2, three
