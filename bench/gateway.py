@@ -83,7 +83,22 @@ Door = Callable[[Path], AbstractAsyncContextManager[str]]
 async def mock(folder: Path) -> AsyncIterator[str]:
     """The upstream itself."""
     port = _port()
-    async with child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
+    async with _child("mock", [sys.executable, "-m", "bench.mock_openai", str(port)], folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.asynccontextmanager
+async def litellm_proxy(python: Path, folder: Path, name: str, model: str, upstream: str) -> AsyncIterator[str]:
+    """LiteLLM's proxy, which asks for KEY, before a server of OpenAI's protocol. `python`: of the environment that has
+    it; `name`: what its clients ask for; `model`: as LiteLLM names it, with the protocol before it."""
+    port = _port()
+    said = {"model": model, "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
+    config = folder / "litellm.json"  # JSON is YAML
+    config.write_text(json.dumps({"model_list": [{"model_name": name, "litellm_params": said}]}))
+    command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    env["LITELLM_MASTER_KEY"] = KEY
+    async with _child("litellm", command, folder, env=env):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -92,16 +107,8 @@ def litellm(python: Path) -> Door:
 
     @contextlib.asynccontextmanager
     async def door(folder: Path) -> AsyncIterator[str]:
-        port = _port()
-        async with mock(folder) as upstream:
-            said = {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "sk-bench"}
-            config = folder / "litellm.json"  # JSON is YAML
-            config.write_text(json.dumps({"model_list": [{"model_name": "echo", "litellm_params": said}]}))
-            command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
-            env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-            env["LITELLM_MASTER_KEY"] = KEY
-            async with child("litellm", [*command, "--port", str(port)], folder, env=env):
-                yield f"http://127.0.0.1:{port}"
+        async with mock(folder) as upstream, litellm_proxy(python, folder, "echo", "openai/echo", upstream) as url:
+            yield url
 
     return door
 
@@ -115,7 +122,7 @@ def ray(python: Path) -> Door:
         command = [str(python), str(HERE / "ray_echo.py"), str(port)]
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         try:
-            async with child("ray", command, folder, env=env):
+            async with _child("ray", command, folder, env=env):
                 yield f"http://127.0.0.1:{port}"
         finally:
             stop = [str(python.with_name("ray")), "stop", "--force"]
@@ -134,10 +141,9 @@ async def network(folder: Path) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def child(
+async def _child(
     name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None
 ) -> AsyncIterator[None]:
-    """A process that ends with the block; its log is in the folder."""
     process = ChildProcess(name, command, log_dir=folder, env=env, restart=False)
     await process.start()
     try:

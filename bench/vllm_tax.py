@@ -35,7 +35,7 @@ import aiohttp
 
 import modelnet
 from bench.conversations import words
-from bench.gateway import KEY, PEERS_FOLDER, child, install_peers
+from bench.gateway import KEY, PEERS_FOLDER, install_peers, litellm_proxy
 from bench.overhead import end, server, spawn
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
@@ -214,18 +214,13 @@ def _asker(session: aiohttp.ClientSession, base: str, key: str = "none") -> Ask:
 @contextlib.asynccontextmanager
 async def proxied(folder: Path, python: Path) -> AsyncIterator[Ask]:
     """LiteLLM's proxy before a `vllm serve`. `python`: of the environment that has it."""
-    async with serve(folder) as (upstream, _), _http() as session:
-        said = {"model": "text-completion-openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}
-        config = folder.parent / "litellm.json"
-        config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": said}]}))
-        port = free_port()
-        command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
-        env = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        env["LITELLM_MASTER_KEY"] = KEY
-        async with child("litellm", [*command, "--port", str(port)], folder.parent, env=env):
-            base = f"http://127.0.0.1:{port}"
-            await _until_up(session, f"{base}/health/liveliness")
-            yield _asker(session, base, KEY)
+    async with (
+        serve(folder) as (upstream, _),
+        litellm_proxy(python, folder.parent, "m", "text-completion-openai/m", upstream) as base,
+        _http() as session,
+    ):
+        await _until_up(session, f"{base}/health/liveliness")
+        yield _asker(session, base, KEY)
 
 
 def _http() -> aiohttp.ClientSession:

@@ -71,7 +71,8 @@ def open_engine(
         return numpy_engine(model, **options)
     if not vllm_available():
         raise EngineUnavailable(_install(f"{model} was to run on vLLM, which is not installed"))
-    from modelnet.engines.vllm import VllmAsyncEngine, vllm_thread_engine
+    from modelnet.engines.vllm_async import VllmAsyncEngine
+    from modelnet.engines.vllm_core import vllm_thread_engine
     from modelnet.engines.vllm_model import VllmOptions
 
     chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras)

@@ -12,12 +12,13 @@ from modelnet.deltas import interval_s
 from modelnet.engines.base import Chunk, EngineState, Grammar, Sampling
 from modelnet.engines.errors import BadPrompt, BadSampling, EngineError, EngineUnavailable
 from modelnet.engines.meter import Meter
+from modelnet.engines.pooling import Pooled
 from modelnet.engines.steps import StepModel
 from modelnet.engines.vllm_text import LogprobReader
 from modelnet.engines.vllm_tools import CallReader
 from modelnet.messages import ToolCallPart
 
-__all__ = ["Counter", "Probe", "engine_args", "refused", "sampling_params", "token_input", "unknown_options"]
+__all__ = ["Counter", "Probe", "engine_args", "pooled", "refused", "sampling_params", "token_input", "unknown_options"]
 
 
 MOST_TOKENS_APART = 8
@@ -152,6 +153,14 @@ class Counter:
             completion_tokens=self._completion_tokens,
             cached_tokens=cached,
         )
+
+
+def pooled(output: Any) -> Pooled | EngineError:
+    """What vLLM gives for a pooling request."""
+    if getattr(output, "error", None) is not None:
+        return EngineError(f"vLLM gave this request up: {output.error}")
+    data = output.outputs.data.flatten().float().tolist()
+    return Pooled(tuple(data), len(output.prompt_token_ids))
 
 
 class Probe:
