@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from modelnet.bus import journal
 from modelnet.bus.deadletters import Buried, CannotRetry, DeadLetters, UnknownLetter
 from modelnet.messages import Final, Task
 from modelnet.processes import ChildProcess
-from tests.network.stage import Network
+from tests.network.stage import PATIENCE_S, Network, until
 from tests.network.test_deaths import lone_process
 from workers.negotiator.reception import Reception
 
@@ -133,3 +134,33 @@ async def test_what_is_no_task_cannot_be_retried(network: Network) -> None:
     await letters.drop(buried.number)
     with pytest.raises(UnknownLetter):
         await letters.drop(buried.number)
+
+
+async def test_a_negotiator_that_ends_between_the_letter_and_the_final_loses_neither(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = network.negotiators
+    kept, worker, bury = asyncio.Event(), network.worker("broken"), journal.bury
+
+    @worker.capability("broken.do")
+    async def do(ctx: modelnet.Context, input: Json) -> Json:
+        raise ValueError("broken")
+
+    async def bury_and_stay(nc: Client, msg: Msg, reason: str) -> None:
+        await bury(nc, msg, reason)
+        if not kept.is_set():
+            kept.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(journal, "bury", bury_and_stay)
+    await network.join(worker)
+    task = await network.client.submit("broken.do", {}, deadline_s=60)
+    await until(kept)
+    await network.stop(first)
+    heir = await network.negotiator()
+    async with asyncio.timeout(PATIENCE_S):
+        final = await task.final()
+    assert (final.status, final.negotiator) == ("failed", heir.id)
+    letters = [found async for found in DeadLetters(network.bus).all() if task.id.encode() in found.letter.body]
+    assert letters
+    assert all(Task.decode(found.letter.body).id == task.id for found in letters)
