@@ -103,10 +103,12 @@ def spawn(args: list[str], mark: bytes, env: dict[str, str]) -> subprocess.Popen
         stderr=subprocess.STDOUT,
     )
     assert child.stdout is not None
+    said = []
     for line in child.stdout:
         if mark in line:
             return child
-    raise SystemExit(f"{' '.join(args)} ended before it was ready")
+        said.append(line.decode(errors="replace"))
+    raise SystemExit(f"{' '.join(args)} ended before it was ready:\n{''.join(said)[-3000:]}")
 
 
 async def floor(bidders: int) -> dict[str, Measured]:

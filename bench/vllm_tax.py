@@ -24,22 +24,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 import modelnet
 from bench.conversations import words
-from bench.gateway import KEY, PEERS_FOLDER, install_peers, litellm_proxy
-from bench.overhead import end, server, spawn
-from modelnet.bus.embedded import free_port
+from bench.gateway import PEERS_FOLDER, install_peers
+from bench.vllm_sides import Ask, http, network, over_bus, over_http, proxied, serve
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
-from modelnet.messages import Delta
 from tests.engines.models import Shape, write_random
 
 __all__ = ["main"]
@@ -49,10 +45,10 @@ MODEL = Shape(hidden=256, heads=4, kv_heads=2, head_dim=64, layers=6, inner=768,
 SHARES = (0.25, 0.5, 0.75, 1.2)
 PROMPT_BYTES, ANSWER_TOKENS = 300, 64
 OPTIONS = {"max_model_len": 2048, "kv_cache_memory_bytes": 64 << 20}
+SLOTS = 256
 DRIVERS = {"modelnet": "vllm-async", "modelnet, thread": "vllm"}
 PROXIED = "serve + LiteLLM"
 SIDES = ("direct", "vllm serve", PROXIED, *DRIVERS)
-START_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +63,6 @@ class Answer:
 
 Player = Callable[[list[tuple[float, str]]], Awaitable[list[Answer]]]
 """Plays a load on one side."""
-
-Ask = Callable[[str], Awaitable[tuple[float, float, int]]]
-"""A prompt's answer: when its first token was there, when its last, on time.perf_counter, and how many there were."""
 
 
 def load(seed: int, requests: int, rate: float) -> list[tuple[float, str]]:
@@ -166,110 +159,6 @@ async def play(ask: Ask, work: list[tuple[float, str]]) -> list[Answer]:
     return list(await asyncio.gather(*(one(due, prompt) for due, prompt in work)))
 
 
-@contextlib.asynccontextmanager
-async def serve(folder: Path) -> AsyncIterator[tuple[str, Ask]]:
-    """`vllm serve`: its address, and an HTTP client of it."""
-    prepare_environment(str(folder), in_process=False)
-    port, options = free_port(), engine_options(str(folder), OPTIONS)
-    flags = ["--max-model-len", str(options["max_model_len"]), "--enforce-eager"]
-    flags += ["--kv-cache-memory-bytes", str(options["kv_cache_memory_bytes"]), "--disable-log-stats"]
-    flags += ["--distributed-executor-backend", "uni", "--served-model-name", "m"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    quiet = asyncio.subprocess.DEVNULL
-    where = ("--host", "127.0.0.1", "--port", str(port))
-    served = await asyncio.create_subprocess_exec(*command, *flags, *where, stdout=quiet, stderr=quiet)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        async with _http() as session:
-            await _until_up(session, f"{base}/health", lambda: served.returncode is not None)
-            yield base, _asker(session, base)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            served.terminate()
-        await served.wait()
-
-
-def _asker(session: aiohttp.ClientSession, base: str, key: str = "none") -> Ask:
-    """A client of a server that speaks OpenAI's protocol."""
-    headers = {"Authorization": f"Bearer {key}"}
-
-    async def ask(prompt: str) -> tuple[float, float, int]:
-        body = {"model": "m", "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True}
-        first, last, tokens = 0.0, 0.0, 0
-        usage = {"stream_options": {"include_usage": True}}
-        async with session.post(f"{base}/v1/completions", json={**body, **usage}, headers=headers) as reply:
-            async for line in reply.content:
-                if line.startswith(b"data: {"):
-                    event = json.loads(line[6:])
-                    if event["choices"]:
-                        last = time.perf_counter()
-                        first = first or last
-                    if event.get("usage"):
-                        tokens = event["usage"]["completion_tokens"]
-        return first, last, tokens
-
-    return ask
-
-
-@contextlib.asynccontextmanager
-async def proxied(folder: Path, python: Path) -> AsyncIterator[Ask]:
-    """LiteLLM's proxy before a `vllm serve`. `python`: of the environment that has it."""
-    async with (
-        serve(folder) as (upstream, _),
-        litellm_proxy(python, folder.parent, "m", "text-completion-openai/m", upstream) as base,
-        _http() as session,
-    ):
-        await _until_up(session, f"{base}/health/liveliness")
-        yield _asker(session, base, KEY)
-
-
-def _http() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
-
-
-async def _until_up(session: aiohttp.ClientSession, url: str, ended: Callable[[], bool] = lambda: False) -> None:
-    async with asyncio.timeout(START_S):
-        while True:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(url) as reply:
-                    if reply.status == 200:
-                        return
-            if ended():
-                raise SystemExit(f"what was to answer at {url} ended before it was ready")
-            await asyncio.sleep(0.5)
-
-
-@contextlib.asynccontextmanager
-async def network(folder: Path, engine: str) -> AsyncIterator[Ask]:
-    """A server, a negotiator, a worker, and a client of them."""
-    file = folder.parent / f"{engine}.toml"
-    options = ", ".join(f"{name} = {value}" for name, value in OPTIONS.items())
-    file.write_text(f'[[models]]\nmodel = "{folder}"\nslots = 256\nengine = "{engine}"\noptions = {{ {options} }}\n')
-    async with server() as url:
-        env = {"MODELNET_URL": url, "MODELNET_REDIS_URL": "redis://127.0.0.1:1/0", "MODELNET_DATA": str(folder.parent)}
-        env |= {"MODELNET_LOG_LEVEL": "info", "MODELNET_WORKERS_FILE": str(file)}
-        children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
-        try:
-            children.append(spawn(["modelnet.run", "workers.vllm:app"], b"workers_joined", env))
-            async with modelnet.connect(url) as net:
-
-                async def ask(prompt: str) -> tuple[float, float, int]:
-                    input = {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0}
-                    task = await net.submit("text.generate", input)
-                    first, last = 0.0, 0.0
-                    async for event in task.stream():
-                        if isinstance(event, Delta):
-                            last = time.perf_counter()
-                            first = first or last
-                    final = await task.result()
-                    assert final.usage is not None
-                    return first, last, final.usage.completion_tokens
-
-                yield ask
-        finally:
-            end(children)
-
-
 # ---------------------------------------------------------------------- the run
 
 
@@ -310,12 +199,13 @@ async def run(folder: Path, rounds: int, requests: int, sides: list[str], peers:
             players: dict[str, Player] = {"direct": direct_play}
             for side in sides[1:]:
                 if side in DRIVERS:
-                    ask = await up.enter_async_context(network(folder, DRIVERS[side]))
-                elif side == PROXIED:
-                    assert peers is not None
-                    ask = await up.enter_async_context(proxied(folder, peers))
+                    opened = await up.enter_async_context(network(folder, OPTIONS, DRIVERS[side], SLOTS))
+                    ask = over_bus(await up.enter_async_context(modelnet.connect(opened.url)), ANSWER_TOKENS)
                 else:
-                    _, ask = await up.enter_async_context(serve(folder))
+                    assert side != PROXIED or peers is not None
+                    server = proxied(folder, OPTIONS, peers) if side == PROXIED and peers else serve(folder, OPTIONS)
+                    base = await up.enter_async_context(server)
+                    ask = over_http(await up.enter_async_context(http()), base, ANSWER_TOKENS)
                 players[side] = partial(play, ask)
                 await players[side](load(98, requests, float("inf")))
             for number in range(rounds):
