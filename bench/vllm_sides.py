@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,12 +25,13 @@ from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from modelnet.messages import Delta
 
-__all__ = ["Ask", "Network", "http", "network", "over_bus", "over_http", "proxied", "serve"]
+__all__ = ["CACHE", "Ask", "Network", "http", "network", "over_bus", "over_http", "proxied", "serve"]
 
 START_S = 240.0
+CACHE = "VLLM_CACHE_ROOT"
 
-Ask = Callable[[str], Awaitable[tuple[float, float, int]]]
-"""A prompt's answer: when its first token was there, when its last, on time.perf_counter, and how many there were."""
+Ask = Callable[[str, int], Awaitable[tuple[float, float, int]]]
+"""A prompt's answer of so many tokens: when the first was there, when the last, on time.perf_counter; how many came."""
 
 
 def http() -> aiohttp.ClientSession:
@@ -40,8 +42,8 @@ def http() -> aiohttp.ClientSession:
 
 
 @contextlib.asynccontextmanager
-async def serve(folder: Path, options: Mapping[str, Any]) -> AsyncIterator[str]:
-    """`vllm serve`: its address. `options`: vLLM's engine arguments."""
+async def serve(folder: Path, options: Mapping[str, Any], *, cache: Path | None = None) -> AsyncIterator[str]:
+    """`vllm serve`: its address. `options`: vLLM's engine arguments. `cache`: for what it compiles, else the user's."""
     prepare_environment(str(folder), in_process=False)
     port = free_port()
     given = {name: value for name, value in engine_options(str(folder), dict(options)).items() if name != "model"}
@@ -51,7 +53,8 @@ async def serve(folder: Path, options: Mapping[str, Any]) -> AsyncIterator[str]:
         flags += [flag if value else flag.replace("--", "--no-", 1)] if isinstance(value, bool) else [flag, str(value)]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     quiet = asyncio.subprocess.DEVNULL
-    served = await asyncio.create_subprocess_exec(*command, *flags, stdout=quiet, stderr=quiet)
+    env = os.environ | ({CACHE: str(cache)} if cache is not None else {})
+    served = await asyncio.create_subprocess_exec(*command, *flags, stdout=quiet, stderr=quiet, env=env)
     base = f"http://127.0.0.1:{port}"
     try:
         async with http() as session:
@@ -75,10 +78,10 @@ async def proxied(folder: Path, options: Mapping[str, Any], python: Path) -> Asy
         yield base
 
 
-def over_http(session: aiohttp.ClientSession, base: str, tokens: int) -> Ask:
-    """A client of a server that speaks OpenAI's protocol, for answers of so many tokens."""
+def over_http(session: aiohttp.ClientSession, base: str) -> Ask:
+    """A client of a server that speaks OpenAI's protocol."""
 
-    async def ask(prompt: str) -> tuple[float, float, int]:
+    async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
         body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
         usage = {"stream_options": {"include_usage": True}}
         first, last, counted = 0.0, 0.0, 0
@@ -107,7 +110,9 @@ class Network:
 
 
 @contextlib.asynccontextmanager
-async def network(folder: Path, options: Mapping[str, Any], engine: str, slots: int) -> AsyncIterator[Network]:
+async def network(
+    folder: Path, options: Mapping[str, Any], engine: str, slots: int, *, cache: Path | None = None
+) -> AsyncIterator[Network]:
     """A server, a negotiator, and a worker."""
     file = folder.parent / f"{engine}.toml"
     table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
@@ -115,6 +120,7 @@ async def network(folder: Path, options: Mapping[str, Any], engine: str, slots: 
     async with server() as url:
         env = {"MODELNET_URL": url, "MODELNET_REDIS_URL": "redis://127.0.0.1:1/0", "MODELNET_DATA": str(folder.parent)}
         env |= {"MODELNET_LOG_LEVEL": "info", "MODELNET_WORKERS_FILE": str(file)}
+        env |= {CACHE: str(cache)} if cache is not None else {}
         children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
         try:
             children.append(spawn(["modelnet.run", "workers.vllm:app"], b"workers_joined", env))
@@ -123,10 +129,10 @@ async def network(folder: Path, options: Mapping[str, Any], engine: str, slots: 
             end(children)
 
 
-def over_bus(net: modelnet.Client, tokens: int) -> Ask:
-    """A client of a network, for answers of so many tokens."""
+def over_bus(net: modelnet.Client) -> Ask:
+    """A client of a network."""
 
-    async def ask(prompt: str) -> tuple[float, float, int]:
+    async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
         task = await net.submit("text.generate", {"prompt": prompt, "max_tokens": tokens, "temperature": 0})
         first, last = 0.0, 0.0
         async for event in task.stream():

@@ -1,13 +1,15 @@
 """What a network leaves of an engine's tokens when many streams run at once: vLLM's AsyncLLM asked directly in its own
 process, `vllm serve` over HTTP, and modelnet. Made for a GPU; runs on a CPU with the smallest model.
 
-    python -m bench.vllm_streams [--model llama-1b] [--streams 1 64 256 1024] [--rounds 3] [--minutes 4] [--write]
+    python -m bench.vllm_streams [--model llama-1b] [--streams 1 64 256 1024] [--each 6 4 3 2] [--rounds 3]
+                                 [--minutes 4] [--write]
 
-Closed loop: each stream asks for an answer of so many tokens `--each` times, one after another. The model has the shape
-of a real one and random weights that vLLM makes itself; its tokenizer, of as many tokens, is made here, so nothing is
-downloaded. The engines have the same options and stand beside one another on the same GPU; only one side plays at a
-time. HTTP and bus are asked by several client processes, so that no client is what is measured. `joined` lets vLLM tell
-of as many tokens at once as a modelnet worker asks it to at most.
+Closed loop: each stream asks `--each` times, one after another, for answers of half to one and a half times so many
+tokens, so that streams do not keep step. The model has the shape of a real one and random weights that vLLM makes
+itself; its tokenizer, of as many tokens, is made here, so nothing is downloaded. The engines have the same options and
+stand beside one another on the same GPU; only one side plays at a time. HTTP and bus are asked by several client
+processes, so that no client is what is measured. `joined` lets vLLM tell of as many tokens at once as a modelnet worker
+asks it to at most.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -31,11 +34,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import modelnet
 from bench.conversations import words
-from bench.vllm_sides import Ask, Network, http, network, over_bus, over_http, serve
+from bench.vllm_sides import CACHE, Ask, Network, http, network, over_bus, over_http, serve
 from modelnet.engines.vllm_requests import MOST_TOKENS_APART
 from modelnet.engines.vllm_setup import engine_options, has_gpu, prepare_environment
 
@@ -156,8 +160,9 @@ async def play(ask: Ask, work: Work) -> list[Answer]:
         chance, found = random.Random(f"{work.seed} {number}"), []
         for turn in range(work.each):
             prompt = f"{work.seed} {number} {turn} {words(chance, PROMPT_BYTES)}"
+            tokens = chance.randint(work.tokens // 2, work.tokens * 3 // 2)
             asked = time.perf_counter()
-            found.append(Answer(asked, *await ask(prompt)))
+            found.append(Answer(asked, *await ask(prompt, tokens)))
         return found
 
     return [answer for answers in await asyncio.gather(*map(stream, range(work.streams))) for answer in answers]
@@ -175,6 +180,7 @@ class Player:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
+            env=os.environ | {CACHE: str(log.with_suffix(""))},
         )
 
     async def ready(self) -> Self:
@@ -223,10 +229,10 @@ async def asking(side: str, where: str, options: dict[str, Any]) -> AsyncIterato
 
         def asker(work: Work) -> Ask:
             kind = RequestOutputKind.DELTA
-            params = SamplingParams(max_tokens=work.tokens, temperature=0, output_kind=kind, stream_interval=work.apart)
 
-            async def ask(prompt: str) -> tuple[float, float, int]:
+            async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
                 first, last, counted = 0.0, 0.0, 0
+                params = SamplingParams(max_tokens=tokens, temperature=0, output_kind=kind, stream_interval=work.apart)
                 rendered = {"type": "token", "prompt_token_ids": tokenizer.encode(prompt)}
                 async for output in llm.generate(rendered, params, str(next(numbers))):
                     last = time.perf_counter()
@@ -240,16 +246,19 @@ async def asking(side: str, where: str, options: dict[str, Any]) -> AsyncIterato
         llm.shutdown()
     elif side == "vllm serve":
         async with http() as session:
-            yield lambda work: over_http(session, where, work.tokens)
+            yield lambda work: over_http(session, where)
     else:
         async with modelnet.connect(where) as net:
-            yield lambda work: over_bus(net, work.tokens)
+            yield lambda work: over_bus(net)
 
 
 async def child(side: str, where: str) -> None:
     """The other end of a `Player`."""
     options = json.loads(os.environ.get("BENCH_OPTIONS", "{}"))
     async with asking(side, where, options) as asker:
+        gc.collect()  # as modelnet's processes do
+        gc.freeze()
+        gc.set_threshold(20_000, 50, 50)
         sys.stdout.write("player: ready\n")
         sys.stdout.flush()
         while line := await asyncio.to_thread(sys.stdin.readline):
@@ -330,21 +339,19 @@ async def run(kept: Path, args: argparse.Namespace) -> Measured:
             if side == "direct":
                 return Side(await players(side, str(folder), 1))
             if side == "vllm serve":
-                base = await up.enter_async_context(serve(folder, options))
+                base = await up.enter_async_context(serve(folder, options, cache=kept / side))
                 return Side(await players(side, base, CLIENTS))
-            net = await up.enter_async_context(network(folder, options, "vllm-async", most))
+            net = await up.enter_async_context(network(folder, options, "vllm-async", most, cache=kept / side))
             return Side(await players(side, net.url, CLIENTS), network=net)
 
-        # The first compiles for the GPU and keeps what it made; the others find it.
-        sides = {"direct": await opened("direct")}
-        others = [side for side in args.sides if not side.startswith("direct")]
-        sides |= zip(others, await asyncio.gather(*map(opened, others)), strict=True)
+        engines = [side for side in args.sides if side != "direct, joined"]
+        sides = dict(zip(engines, await asyncio.gather(*map(opened, engines)), strict=True))
         if "direct, joined" in args.sides:
             sides["direct, joined"] = Side(sides["direct"].players, MOST_TOKENS_APART)
         say(f"all engines are up: {args.minutes * 60 - (ends - time.monotonic()):.0f} s")
         for name, side in sides.items():
             if name != "direct, joined":
-                await side.play(most, 1, args.tokens, "warm-up")
+                await side.play(most, 1, 32, "warm-up")
         found: Measured = {side: {streams: [] for streams in args.streams} for side in args.sides}
         names, took = list(args.sides), 0.0
         for number in range(args.rounds):
@@ -352,11 +359,13 @@ async def run(kept: Path, args: argparse.Namespace) -> Measured:
             if number and began + took > ends:
                 break
             turn = number % len(names)
-            for streams in args.streams:
+            for streams, each in zip(args.streams, args.each, strict=True):
                 for name in [*names[turn:], *names[:turn]]:
                     seed = f"{number} {streams} {name}"
-                    found[name][streams].append(await sides[name].play(streams, args.each, args.tokens, seed))
-                    say(f"round {number + 1}, {streams} streams, {name}: {found[name][streams][-1]['tok/s']:.0f} tok/s")
+                    one = await sides[name].play(streams, each, args.tokens, seed)
+                    found[name][streams].append(one)
+                    shown = ", ".join(f"{what} {value:.1f}" for what, value in one.items() if value is not None)
+                    say(f"round {number + 1}, {streams} streams, {name}: {shown}")
             took = time.monotonic() - began
         return found
 
@@ -373,12 +382,12 @@ def report(found: Measured, args: argparse.Namespace, device: str) -> str:
     lines = [
         f"bench/vllm_streams.py, {datetime.now(UTC).date()}, {device}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {args.model} with random weights",
-        f"{rounds} rounds; each stream asks for {args.tokens} tokens {args.each} times; medians over rounds, "
-        "ratios of one round",
+        f"{rounds} round{'s' if rounds > 1 else ''}; answers of {args.tokens // 2} to {args.tokens * 3 // 2} tokens; "
+        "medians over rounds, ratios of one round",
     ]
     names = ("tok/s", "TTFT p50", "TTFT p99", "token p50", "token p99")
-    for streams in args.streams:
-        head = f"{streams} stream{'s' if streams > 1 else ''}".ljust(16)
+    for streams, answers in zip(args.streams, args.each, strict=True):
+        head = f"{streams} x {answers}".ljust(16)
         lines += ["", head + "".join(f"{name:>11}" for name in names) + "   tok/s of direct"]
         for side, by_streams in found.items():
             each = by_streams[streams]
@@ -409,8 +418,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-1b" if has_gpu() else "tiny")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256, 1024] if has_gpu() else [1, 4, 16])
-    parser.add_argument("--each", type=int, default=3, help="answers of each stream")
-    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--each", type=int, nargs="+", default=[6, 4, 3, 2] if has_gpu() else [6, 4, 3], help="answers")
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer, on average")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=4.0, help="no round begins that would end after them")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="direct is always one")
@@ -419,7 +428,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     if args.play:
-        asyncio.run(child(args.play, args.where))
+        uvloop.run(child(args.play, args.where))
         return
     args.sides = [side for side in SIDES if side in {"direct", *args.sides}]
     with tempfile.TemporaryDirectory(prefix="modelnet-streams-") as kept:

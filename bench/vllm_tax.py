@@ -153,7 +153,7 @@ async def play(ask: Ask, work: list[tuple[float, str]]) -> list[Answer]:
 
     async def one(due: float, prompt: str) -> Answer:
         await asyncio.sleep(max(due - (time.perf_counter() - began), 0.0))
-        first, last, tokens = await ask(prompt)
+        first, last, tokens = await ask(prompt, ANSWER_TOKENS)
         return Answer(due, first - began, last - began, tokens)
 
     return list(await asyncio.gather(*(one(due, prompt) for due, prompt in work)))
@@ -200,12 +200,12 @@ async def run(folder: Path, rounds: int, requests: int, sides: list[str], peers:
             for side in sides[1:]:
                 if side in DRIVERS:
                     opened = await up.enter_async_context(network(folder, OPTIONS, DRIVERS[side], SLOTS))
-                    ask = over_bus(await up.enter_async_context(modelnet.connect(opened.url)), ANSWER_TOKENS)
+                    ask = over_bus(await up.enter_async_context(modelnet.connect(opened.url)))
                 else:
                     assert side != PROXIED or peers is not None
                     server = proxied(folder, OPTIONS, peers) if side == PROXIED and peers else serve(folder, OPTIONS)
                     base = await up.enter_async_context(server)
-                    ask = over_http(await up.enter_async_context(http()), base, ANSWER_TOKENS)
+                    ask = over_http(await up.enter_async_context(http()), base)
                 players[side] = partial(play, ask)
                 await players[side](load(98, requests, float("inf")))
             for number in range(rounds):
