@@ -78,7 +78,10 @@ class Settings(BaseSettings):
     ack_wait_s: float = Field(default=10.0, ge=1, description="A negotiator silent for so long loses its tasks.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
     drain_s: float = Field(default=30.0, ge=0, description="What runs may go on for so long when a worker stops.")
-    max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds at once.")
+    max_in_flight: int = Field(default=512, ge=1, description="Tasks one negotiator holds that no worker is at.")
+    max_at_work: int = Field(
+        default=8192, ge=0, description="Tasks it holds beside them that workers are at; more take places of theirs."
+    )
     max_body_bytes: int = Field(
         default=256 * 1024, ge=1024, le=768 * 1024, description="Largest input or output that travels in a message."
     )

@@ -58,6 +58,46 @@ async def test_a_flood_starves_neither_other_tenants_nor_urgent_tasks(bare_netwo
     await network.stop(negotiator)
 
 
+async def test_what_workers_are_at_takes_no_place_of_what_waits(bare_network: Network) -> None:
+    network = bare_network
+    negotiator = await network.negotiator(max_in_flight=4)  # three of a tenant's
+    desk = Desk(network, "wide", slots=12)
+    await network.join(desk.worker)
+    tasks = [await network.client.submit("desk.wide", {"n": n}, follow=False) for n in range(14)]
+    await desk.until_begun(12)
+    at_work = {task for _, task, _ in desk.worker._attempts}
+    for task in tasks:
+        if task.id not in at_work:
+            await waits(network, task.tenant, task.id)
+    assert desk.most == 12
+    desk.let(14)
+    async with asyncio.timeout(PATIENCE_S):
+        for task in tasks:
+            assert (await network.client.task(task.id).final()).status == "completed"
+        while negotiator._hand.all():  # the last acknowledgement
+            await network.bus.flush()
+    assert negotiator._reception._intake.held == 0
+    await network.stop(negotiator)
+
+
+async def test_what_workers_are_at_is_bounded_too(bare_network: Network) -> None:
+    network = bare_network
+    negotiator = await network.negotiator(max_in_flight=4, max_at_work=2)
+    desk = Desk(network, "bounded", slots=12)
+    await network.join(desk.worker)
+    tasks = [await network.client.submit("desk.bounded", {"n": "many"}, follow=False) for _ in range(9)]
+    await desk.until_begun(5)  # two, and three of a tenant in places of what waits
+    tasks.append(await network.client.submit("desk.bounded", {"n": "other"}, tenant="other", follow=False))
+    await desk.until_begun(6)
+    assert desk.begun == ["many"] * 5 + ["other"]
+    assert negotiator._reception._intake.held <= 4
+    desk.let(10)
+    async with asyncio.timeout(2 * PATIENCE_S):
+        for task in tasks:
+            assert (await network.client.task(task.id, tenant=task.tenant).final()).status == "completed"
+    await network.stop(negotiator)
+
+
 async def waits(network: Network, tenant: str, task: str) -> None:
     """Wait until the readers of a task have been told that it waits."""
     async with asyncio.timeout(2 * PATIENCE_S):

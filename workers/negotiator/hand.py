@@ -65,6 +65,8 @@ class Held:
     """Those who cancel parts of it, by the part's id."""
     in_intake: bool = True
     """Whether it has one of the intake's places."""
+    begun: bool = False
+    """Whether a worker took it on: since then it is in nobody's way, and in no share of what is held."""
     called_for: str = ""
     """The worker for whose free slot it was called out of the line, until its auction is decided."""
 
@@ -104,8 +106,9 @@ class Held:
 class Hand:
     """All of them."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: how many may be held; what waits and what one tenant has is bounded by shares of it."""
+    def __init__(self, most: int, most_at_work: int) -> None:
+        """`most`: how many may be held that no worker is at; what waits and what one tenant has is bounded by shares of
+        it. `most_at_work`: how many beside them."""
         self.waiting = Line[Held](max(int(most * WAITING_SHARE), 1))
         """Those that wait for a worker."""
         self._held: dict[tuple[str, str], Held] = {}
@@ -118,6 +121,7 @@ class Hand:
         the places that their parts need."""
         self._most_of_a_tenant = max(int(most * TENANT_SHARE), 1)
         self._most_composites = most
+        self._begun, self._most_begun = 0, most_at_work
 
     def all(self) -> list[Held]:
         """A list, so that it does not change under its reader."""
@@ -152,10 +156,10 @@ class Hand:
         """It is in hand no longer."""
         if self.holds(held):
             del self._held[held.key]
-            owner = _owner(held)
-            self._by_tenant[owner] -= 1
-            if not self._by_tenant[owner]:
-                del self._by_tenant[owner]
+            if held.begun:
+                self._begun -= 1
+            else:
+                self._uncount(held)
         self.closed(held)
         self._stop_waiting(held)
         self._called.discard(held)
@@ -167,6 +171,21 @@ class Hand:
                 part.follower.cancel()
         held.parts.clear()
         held.cancels.clear()
+
+    def begin(self, held: Held) -> bool:
+        """A worker took it on. Whether there is room for it beside what waits: else it stays where it is."""
+        if held.begun or not self.holds(held) or self._begun >= self._most_begun:
+            return False
+        self._uncount(held)
+        held.begun = True
+        self._begun += 1
+        return True
+
+    def _uncount(self, held: Held) -> None:
+        owner = _owner(held)
+        self._by_tenant[owner] -= 1
+        if not self._by_tenant[owner]:
+            del self._by_tenant[owner]
 
     # ------------------------------------------------------------------ auctions
 

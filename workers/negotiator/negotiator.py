@@ -100,7 +100,7 @@ class Negotiator:
             self._track, self._clock, config.redis, live=lambda: (card.worker for card in self._directory.live())
         )
         self._prices = ReferencePrices()
-        self._hand = Hand(config.max_in_flight)
+        self._hand = Hand(config.max_in_flight, config.max_at_work)
         self._tasks: set[asyncio.Task[None]] = set()
         self._statistics = Statistics()
         self._started = False
@@ -557,6 +557,8 @@ class Negotiator:
                     log.info("task_abandoned", task=task.id)
         if held.called_for:
             await self._vacancies.decided(held)
+        if not held.begun and held.undertaking.running is not None:
+            await self._reception.begun(held)
 
     def _count(self, final: Final) -> None:
         """For the services API: an ending that a client asked for is no error."""

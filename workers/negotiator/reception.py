@@ -115,10 +115,16 @@ class Reception:
         self._hand.forget(held)
         await self._leave_intake(held)
 
+    async def begun(self, held: Held) -> None:
+        """A worker took a task on: others may be taken in hand meanwhile."""
+        if self._hand.begin(held):
+            await self._leave_intake(held)
+
     async def give_back(self, held: Held) -> None:
         """There is no room for a task after all: it comes again later."""
         self._hand.forget(held)
-        await self._postpone(held.msg, held.task)
+        await self._nc.publish(held.msg.reply, _nak(self._pause_s(held.msg, held.task)))
+        await self._leave_intake(held)
 
     async def _leave_intake(self, held: Held) -> None:
         if held.in_intake:
@@ -187,13 +193,15 @@ class Reception:
         self._stumbles.pop(sequence, None)
 
     async def _return(self, msg: Msg, delay_s: float) -> None:
-        await self._nc.publish(msg.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+        await self._nc.publish(msg.reply, _nak(delay_s))
         await self._intake.release()
 
     async def _postpone(self, msg: Msg, task: Task) -> None:
         """There is no room for this task now."""
-        remaining_s = task.deadline_s - self._age_s(msg)
-        await self._return(msg, self._pace.delay(time.monotonic(), remaining_s))
+        await self._return(msg, self._pause_s(msg, task))
+
+    def _pause_s(self, msg: Msg, task: Task) -> float:
+        return self._pace.delay(time.monotonic(), task.deadline_s - self._age_s(msg))
 
     def _age_s(self, msg: Msg) -> float:
         return max(self._clock.now() - float(msg.metadata.timestamp.timestamp()), 0.0)
@@ -288,3 +296,7 @@ class Reception:
         if violations and all(violations.values()):
             return ErrorInfo(code="contract_violation", message=str(next(iter(violations.values()))))
         return None
+
+
+def _nak(delay_s: float) -> bytes:
+    return b'-NAK {"delay": %d}' % int(delay_s * 1e9)
