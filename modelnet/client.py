@@ -222,7 +222,7 @@ class Client:
             if await journal.append(self.bus, tenant, id, "cancel", CancelAsked(task=id), expected):
                 return True
 
-    async def workers(self, *, patience_s: float = 0.25) -> list[LiveWorker]:
+    async def workers(self, *, patience_s: float = 1.0) -> list[LiveWorker]:
         """Everybody who answers a roll call, until nobody new has for `patience_s`."""
         cards = {card.worker: card for card in await self.catalogue.cards()}
         beats: dict[str, Beat] = {}

@@ -113,5 +113,6 @@ def timeline(found: TaskTrace) -> list[tuple[float, str]]:
         else:
             events.append((at, ending(entry)))
     events.extend((a["ended_at"], f"{a['worker']} said {a['outcome']}") for a in found.attempts if a["ended_at"])
-    # Entries of one moment keep the order in which they follow from one another.
-    return [(max(at - start, 0.0) * 1e3, what) for at, what in sorted(events, key=lambda event: event[0])]
+    # Entries of one moment keep the order in which they follow from one another; no clock is before the submit.
+    events = [(max(at, start), what) for at, what in events]
+    return [((at - start) * 1e3, what) for at, what in sorted(events, key=lambda event: event[0])]

@@ -47,6 +47,16 @@ def test_parts_are_traces_of_their_own_as_json() -> None:
     assert [one["event"] for one in found["timeline"]] == ["submitted", "race of 2: asked for", "completed"]
 
 
+def test_nothing_happens_before_the_submit_by_clocks_that_differ() -> None:
+    table = Table("w")
+    table.begin()
+    held = transcript_of(table.bid("w", 10)).model_copy(update={"window_ms": 500.0})
+    found = trace_object(TaskTrace("k", transcripts=[(1.0, held)]))
+    first, second, *_ = found["timeline"]
+    assert first == {"ms": 0.0, "event": "submitted"}
+    assert second == {"ms": 0.0, "event": f"asked {held.asked} for bids"}
+
+
 def test_an_offer_that_was_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     taken: Transcript = transcript_of(Table("w", "v", offers={"w": 10, "v": 20}).begin())
     _show(TaskTrace("k", transcripts=[(1.0, taken)]))
