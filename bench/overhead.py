@@ -17,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +34,7 @@ import modelnet
 from bench.lifecycle_floor import FloorClient
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.messages import Final
+from modelnet.processes import PARENT
 
 WARM_UP, SEQUENTIAL, ROUND_TRIPS, BURST = 300, 500, 1000, 3000
 IN_FLIGHT = (32, 128)
@@ -95,17 +98,19 @@ def stages(finals: list[Final]) -> dict[str, float]:
 
 
 def spawn(args: list[str], mark: bytes, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A child process, once it has printed `mark`."""
+    """A child process, once it has printed `mark`. It ends with this one, if it is one of modelnet's."""
     child = subprocess.Popen(
         [sys.executable, "-m", *args],
-        env={**os.environ, **env},
+        env={**os.environ, **env, PARENT: str(os.getpid())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     assert child.stdout is not None
-    said = []
+    said: list[str] = []
     for line in child.stdout:
         if mark in line:
+            # What it says later is read too: it would stand still with a full pipe.
+            threading.Thread(target=deque, args=(child.stdout, 0), daemon=True).start()
             return child
         said.append(line.decode(errors="replace"))
     raise SystemExit(f"{' '.join(args)} ended before it was ready:\n{''.join(said)[-3000:]}")

@@ -28,7 +28,8 @@ from pathlib import Path
 
 from bench.conversations import words
 from bench.vllm_models import MODELS, write_model
-from bench.vllm_sides import Question, Side, Stream, opened, summary
+from bench.vllm_players import Question, Stream, summary
+from bench.vllm_sides import Side, opened
 from modelnet.engines.vllm_setup import has_gpu
 
 __all__ = ["main"]
@@ -81,7 +82,9 @@ async def run(kept: Path, args: argparse.Namespace) -> Measured:
             opened(name, folder, options, slots=most, clients=CLIENTS, cache=kept / name if has_gpu() else None)
             for name in names
         ]
-        sides = dict(zip(names, await asyncio.gather(*map(up.enter_async_context, ways)), strict=True))
+        async with asyncio.TaskGroup() as group:  # one that fails ends the others
+            opening = [group.create_task(up.enter_async_context(way)) for way in ways]
+        sides = {name: task.result() for name, task in zip(names, opening, strict=True)}
         say(f"all engines are up after {time.monotonic() - began:.0f} s")
         for name in names:
             await sides[name].play(load("warm-up", most, 1, 32))

@@ -29,7 +29,8 @@ from typing import Any
 from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
-from bench.vllm_sides import SIDES, Question, Stream, opened, summary
+from bench.vllm_players import Question, Stream, summary
+from bench.vllm_sides import SIDES, opened
 
 __all__ = ["main"]
 

@@ -103,6 +103,8 @@ def test_a_folder_that_is_no_model(tmp_path: Path, model: Path, monkeypatch: pyt
     assert "no config.json" in found(CPU, {"model": str(tmp_path)})
     (tmp_path / "config.json").write_text("{}")
     assert "no weights" in found(CPU, {"model": str(tmp_path)})
+    dummy = {"load_format": "dummy"}  # what vLLM makes up, and NumPy does not
+    assert "no weights" in found(CPU, {"model": str(tmp_path), "engine": "numpy", "options": dummy})
     (tmp_path / "modelnet.json").write_text("{}")
     assert "modelnet.json" in found(CPU, {"model": str(tmp_path)})
     assert found(CPU, {"model": str(model)}) == ""
@@ -165,10 +167,13 @@ def test_adapters(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
-def test_names_that_vllm_does_not_know(model: Path) -> None:
+def test_names_that_vllm_does_not_know(model: Path, tmp_path: Path) -> None:
     assert "no tool parser nobody" in found(CPU, {"model": str(model), "tool_parser": "nobody"})
     assert "no engine option kv_cash" in found(CPU, {"model": str(model), "options": {"kv_cash": 1}})
     assert found(CPU, {"model": str(model), "tool_parser": "hermes", "options": {"max_num_seqs": 4}}) == ""
+    (tmp_path / "config.json").write_text("{}")
+    assert "no weights" in found(CPU, {"model": str(tmp_path), "options": {"max_num_seqs": 4}})
+    assert found(CPU, {"model": str(tmp_path), "options": {"load_format": "dummy"}}) == ""
 
 
 def test_servers_and_functions_take_nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

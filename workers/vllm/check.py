@@ -119,7 +119,9 @@ def _folder(config: ModelConfig) -> Iterator[str]:
             yield error.message
         if not (folder / "config.json").is_file():
             yield "the folder has no config.json: it is no model"
-        elif need_of(config).weights is None and config.options.get("load_format") != "dummy":
+        elif need_of(config).weights is None and (
+            config.engine == "numpy" or config.options.get("load_format") != "dummy"  # those that vLLM makes up
+        ):
             yield "the folder has no weights: neither *.safetensors nor *.bin"
     elif config.model.count("/") != 1 or config.model.startswith((".", "/", "~")):
         yield "there is no such folder, and it is no Hugging Face name, which has the form owner/name"
