@@ -20,16 +20,18 @@ import aiohttp
 
 from bench.gateway import PEERS, PEERS_FOLDER, install_peers, litellm_proxy, ray_serve
 from bench.overhead import end, server, spawn
-from bench.vllm_players import Answer, Player, Stream, cached, http_client
+from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
 __all__ = ["SIDES", "Side", "opened"]
 
+ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", "AsyncLLM": "AsyncLLM"}
+"""Those of vLLM itself, each in its player's process."""
 DRIVERS = {"modelnet": "vllm-async", "modelnet, thread": "vllm"}
 """How a modelnet worker drives the engine."""
 PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
-SIDES = ("LLMEngine", "AsyncLLM", "vllm serve", PROXIED, RAY, *DRIVERS)
+SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, *DRIVERS)
 
 START_S = 240.0
 RAY_PACKAGE = PEERS[1]
@@ -65,16 +67,16 @@ async def opened(
     `clients`: processes that ask. `peers`: a folder for environments with LiteLLM, and with Ray beside vLLM. `cache`:
     for what vLLM compiles, else the user's."""
     async with contextlib.AsyncExitStack() as up:
-        worker = None
-        if side in ("LLMEngine", "AsyncLLM"):
-            kind, where, clients = side, str(folder), 1
+        worker, kind = None, ENGINES.get(side, "http")
+        if side in ENGINES:
+            where, clients = str(folder), 1
         elif side in DRIVERS:
             url, worker = await up.enter_async_context(_network(folder, options, DRIVERS[side], slots, cache))
             kind, where = "bus", url
         elif side == RAY:
-            kind, where = "http", await up.enter_async_context(_on_ray(folder, options, peers))
+            where = await up.enter_async_context(_on_ray(folder, options, peers))
         else:
-            kind, where = "http", await up.enter_async_context(_serve(folder, options, cache))
+            where = await up.enter_async_context(_serve(folder, options, cache))
             if side == PROXIED:
                 where = await up.enter_async_context(_proxied(folder, where, peers))
         logs = [folder.with_name(f"{side}-{n}.log") for n in range(clients)]
