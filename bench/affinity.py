@@ -29,6 +29,7 @@ from nats.aio.msg import Msg
 import modelnet
 from bench.conversations import Conversation, Trace, conversations
 from bench.overhead import end, server, spawn
+from modelnet.bus import subjects
 from modelnet.estimates import Accuracy
 from modelnet.messages import Delta, Final, Transcript
 from tests.engines.models import Shape, write_random
@@ -154,7 +155,7 @@ class Predictions:
         self._said: dict[str, Transcript] = {}
         self._subs = [
             await self._net.bus.subscribe("audit.>", cb=self._hear_transcript),
-            await self._net.bus.subscribe("result.*.*.final", cb=self._hear_final),
+            await self._net.bus.subscribe(subjects.accepted("*", "*", "final"), cb=self._hear_final),
         ]
         await self._net.bus.flush()
 

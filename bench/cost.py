@@ -35,14 +35,16 @@ BURSTS = {1: 150, 32: 500, 128: 700}
 """Tasks of a turn by how many are in flight."""
 
 Row = dict[str, float]
-"""What was measured at one number in flight: `negotiator`, `workers`, `client`, `all` in ms of CPU a task, `rate`."""
+"""What was measured at one number in flight: ms of CPU a task of each of the `PARTIES`, and the `rate`."""
+PARTIES = ("server", "negotiator", "workers", "client", "all")
 
 
 async def serve(strategy: str) -> None:
     """A network of the tree that this process imports: a turn for each line of stdin, its row as a line of stdout."""
     # A revision from before strategies knows auctions only.
     options: dict[str, Any] = {} if strategy == "auction" else {"strategy": strategy}
-    async with server() as url:
+    bus = server()
+    async with bus as url:
         env = {"MODELNET_URL": url, "MODELNET_LOG_LEVEL": "info"}
         children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
         for number in range(BIDDERS):
@@ -57,13 +59,15 @@ async def serve(strategy: str) -> None:
                 for _ in range(WARM_UP):
                     await call()
                 print("ready", flush=True)
+                # Another revision's own: it is that one's bench.overhead that is imported here.
+                pids = [bus._nats.pid or 0, *(child.pid for child in children)]
                 while line := await asyncio.to_thread(sys.stdin.readline):
-                    print(json.dumps(await burst(call, int(line), BURSTS[int(line)], children)), flush=True)
+                    print(json.dumps(await burst(call, int(line), BURSTS[int(line)], pids)), flush=True)
         finally:
             end(children)
 
 
-async def burst(call: Any, flight: int, count: int, children: list[subprocess.Popen[bytes]]) -> Row:
+async def burst(call: Any, flight: int, count: int, pids: list[int]) -> Row:
     """`count` tasks, `flight` of them at once."""
     gate = asyncio.Semaphore(flight)
 
@@ -71,11 +75,11 @@ async def burst(call: Any, flight: int, count: int, children: list[subprocess.Po
         async with gate:
             await call()
 
-    before, mine, started = [cpu_s(child.pid) for child in children], time.process_time(), time.perf_counter()
+    before, mine, started = [cpu_s(pid) for pid in pids], time.process_time(), time.perf_counter()
     await asyncio.gather(*(one() for _ in range(count)))
     took_s, own_s = time.perf_counter() - started, time.process_time() - mine
-    used = [cpu_s(child.pid) - already for child, already in zip(children, before, strict=True)]
-    row = {"negotiator": used[0], "workers": sum(used[1:]), "client": own_s, "all": sum(used) + own_s}
+    used = [cpu_s(pid) - already for pid, already in zip(pids, before, strict=True)]
+    row = dict(zip(PARTIES, (used[0], used[1], sum(used[2:]), own_s, sum(used) + own_s), strict=True))
     return {party: seconds / count * 1e3 for party, seconds in row.items()} | {"rate": count / took_s}
 
 
@@ -128,10 +132,10 @@ def export(revision: str, folder: Path) -> str:
 
 def report(name: str, tree: Tree) -> str:
     """A tree's medians."""
-    lines = [f"{name:<20}" + "".join(f"{party:>12}" for party in ("negotiator", "workers", "client", "all", "tasks/s"))]
+    lines = [f"{name:<20}" + "".join(f"{party:>12}" for party in (*PARTIES, "tasks/s"))]
     for flight, rows in tree.rows.items():
         cells = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        costs = "".join(f"{cells[party]:>12.2f}" for party in ("negotiator", "workers", "client", "all"))
+        costs = "".join(f"{cells[party]:>12.2f}" for party in PARTIES)
         lines.append(f"{f'{flight} at once':<20}{costs}{cells['rate']:>12.0f}")
     return "\n".join(lines)
 

@@ -138,11 +138,14 @@ async function follow(nc, task, seen, live) {
   return reader.final.status === "completed" ? 0 : 1;
 }
 
+/** A task's stream or journal; its lane is the end of its id. */
+const subjectOf = (kind, task) => `${kind}.${tenant}.${task.slice(-6)}.${task}`;
+
 /** One live message. */
 function feed(reader, state, msg) {
   const body = parse(msg);
   if (typeof body !== "object" || body === null) return;
-  if (msg.subject.split(".").length === 5) return reader.event(body);
+  if (msg.subject.split(".").length === 6) return reader.event(body);
   const sequence = Number(msg.headers?.get("Nats-Sequence") || 0);
   if (!sequence) return; // not from the journal
   if (!msg.subject.endsWith(".status")) return reader.entry(body);
@@ -157,10 +160,10 @@ function feed(reader, state, msg) {
 
 /** C5: all that is stored. */
 async function fill(nc, task, reader, state) {
-  const entries = await readAll(nc, "JOURNAL", `journal.${tenant}.${task}.*`);
+  const entries = await readAll(nc, "JOURNAL", `${subjectOf("journal", task)}.*`);
   if (!entries.length && !reader.attempt) {
     const queued = await readAll(nc, "TASKS", `task.*.*.${tenant}.${task}.>`);
-    if (!queued.length && !(await readAll(nc, "JOURNAL", `journal.${tenant}.${task}.*`)).length) {
+    if (!queued.length && !(await readAll(nc, "JOURNAL", `${subjectOf("journal", task)}.*`)).length) {
       throw Object.assign(new Error(`no task ${task} of tenant ${tenant}`), { fatal: true });
     }
   }
@@ -172,7 +175,7 @@ async function fill(nc, task, reader, state) {
     state.status = Math.max(state.status, sequence);
   }
   state.behind = false;
-  for (const { body } of await readAll(nc, "RESULTS", `result.${tenant}.${task}.*.*`)) if (body) reader.event(body);
+  for (const { body } of await readAll(nc, "RESULTS", `${subjectOf("result", task)}.*.*`)) if (body) reader.event(body);
   if (final) reader.entry(final);
 }
 
@@ -185,7 +188,7 @@ function show(event) {
 
 async function submit(nc, capability) {
   const task = options.id ?? newId();
-  const listen = (hear) => nc.subscribe(`result.${tenant}.${task}.>`, { callback: (_, msg) => hear(msg) });
+  const listen = (hear) => nc.subscribe(`${subjectOf("result", task)}.>`, { callback: (_, msg) => hear(msg) });
   const early = [];
   let hear = (msg) => early.push(msg);
   listen((msg) => hear(msg));
@@ -210,13 +213,13 @@ async function submit(nc, capability) {
 }
 
 function watch(nc, task) {
-  const listen = (hear) => nc.subscribe(`result.${tenant}.${task}.>`, { callback: (_, msg) => hear(msg) });
+  const listen = (hear) => nc.subscribe(`${subjectOf("result", task)}.>`, { callback: (_, msg) => hear(msg) });
   return follow(nc, task, Number(options.after ?? 0), listen);
 }
 
 /** C9. */
 async function cancel(nc, task) {
-  const journal = `journal.${tenant}.${task}`;
+  const journal = subjectOf("journal", task);
   for (;;) {
     const entries = await readAll(nc, "JOURNAL", `${journal}.*`);
     const asked = entries.some(({ subject }) => subject.endsWith(".cancel"));

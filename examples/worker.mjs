@@ -296,7 +296,8 @@ function giveUp(one, why) {
 function open(one) {
   const { tenant, task, attempt, from_number = 0 } = one.award;
   one.number = from_number;
-  one.trail = { subject: `result.${tenant}.${task}.${id}.${attempt}`, events: [], connection, last: false, sentAt: 0 };
+  const subject = `result.${tenant}.${task.slice(-6)}.${task}.${id}.${attempt}`;
+  one.trail = { subject, events: [], connection, last: false, sentAt: 0 };
   trails.add(one.trail);
 }
 

@@ -39,7 +39,7 @@ from modelnet.errors import (
     UnknownTask,
     UnknownWorker,
 )
-from modelnet.following import Live
+from modelnet.following import Listener
 from modelnet.handle import TaskHandle
 from modelnet.history import TaskSummary, TaskTrace
 from modelnet.messages import (
@@ -78,6 +78,7 @@ class Client:
         self.settings = config
         self.catalogue = Catalogue(bus)
         self.bodies = Bodies(bus, config)
+        self.listener = Listener(bus)
         self.reconnects = 0
         self._id: str | None = None
 
@@ -131,7 +132,7 @@ class Client:
             raise MalformedInput(f"the input must be a JSON object, not {type(input).__name__}")
         try:
             task = Task(
-                id=id or new_id(),
+                id=id or self.listener.new_id(),
                 tenant=tenant or self.settings.tenant,
                 capability=capability,
                 input=dict(input),
@@ -161,7 +162,7 @@ class Client:
                 raise TooLarge("what the task says beside its input is too large")
             task = task.model_copy(update={"input": {}, "input_ref": stored})
             body = task.encode()
-        live = await Live().open(self.bus, subjects.stream_of(task.tenant, task.id)) if follow else None
+        live = await self.listener.follow(task.tenant, task.id) if follow else None
         try:
             # Tries carry the same Msg-Id: if the first one was stored, later ones are not.
             headers = {"Nats-Msg-Id": f"{task.tenant}/{task.id}"}

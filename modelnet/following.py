@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 from nats.aio.client import Client as Bus
@@ -19,33 +20,32 @@ from pydantic import ValidationError
 from modelnet.bus import journal, subjects
 from modelnet.bus.replay import last_of, read_all
 from modelnet.errors import ConnectionFailed, UnknownTask
-from modelnet.messages import Awarded, Final, Planned, Waiting, decode_entry, decode_event
+from modelnet.messages import Awarded, Final, Planned, Waiting, decode_entry, decode_event, new_id
 from modelnet.reader import Position, Reader, StreamEvent
 
-__all__ = ["Following", "Live"]
+__all__ = ["Following", "Listener", "Live"]
 
 MAX_UNREAD = 8192
 """Live messages that wait for a slow reader; what comes above is read from the stream later."""
 
 
-class Live:
-    """A task's live messages, as one subscription hears them."""
+MAX_TENANTS = 64
+"""Tenants whose streams a client goes on hearing while it follows none of their tasks."""
 
-    def __init__(self) -> None:
+
+class Live:
+    """A task's live messages, for one reader."""
+
+    def __init__(self, bus: Bus, leave: Callable[[Live], Awaitable[None]]) -> None:
+        """`leave` ends it."""
         self.dropped = False
         """Whether messages came that the reader had no room for."""
+        self._bus, self._leave = bus, leave
         self._unread = deque[Msg]()
         self._news = asyncio.Event()
-        self._sub: Subscription | None = None
 
-    async def open(self, bus: Bus, subject: str) -> Live:
-        """Subscribe."""
-        self._bus = bus
-        # With a callback: `next_msg` starts two tasks for each message.
-        self._sub = await bus.subscribe(subject, cb=self._hear)
-        return self
-
-    async def _hear(self, msg: Msg) -> None:
+    def hear(self, msg: Msg) -> None:
+        """A message that came."""
         if len(self._unread) >= MAX_UNREAD:
             self.dropped = True
         else:
@@ -64,10 +64,83 @@ class Live:
         return self._unread.popleft() if self._unread else None
 
     async def close(self) -> None:
-        """Unsubscribe."""
-        if self._sub is not None and self._bus.is_connected:
+        """Hear no more."""
+        await self._leave(self)
+
+
+class Listener:
+    """What a client hears of the tasks that it follows.
+
+    All whose ids it has made lie on one lane: one subscription hears them, however many they are. With one for each the
+    server, and every other that it is in a cluster with, would have to be told of each task twice. One whose id was
+    made elsewhere is heard with a subscription of its own.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._lane = subjects.lane(new_id())
+        self._followed: dict[tuple[str, str], list[Live]] = {}
+        """By tenant and task: readers of tasks on the lane."""
+        self._subs: dict[str, Subscription] = {}
+        """By tenant."""
+        self._subscribing = asyncio.Lock()
+
+    def new_id(self) -> str:
+        """A fresh id for a task, on the lane."""
+        return new_id()[: -len(self._lane)] + self._lane
+
+    async def follow(self, tenant: str, task: str) -> Live:
+        """Hear what is said of a task from now on."""
+        if subjects.lane(task) != self._lane:
+            return await self._follow_alone(tenant, task)
+        live, key = Live(self._bus, lambda live: self._leave(key, live)), (tenant, task)
+        self._followed.setdefault(key, []).append(live)
+        if tenant not in self._subs:
+            try:
+                await self._subscribe(tenant)
+            except BaseException:
+                await live.close()
+                raise
+        return live
+
+    async def _follow_alone(self, tenant: str, task: str) -> Live:
+        async def leave(_: Live) -> None:
+            await self._unsubscribe(sub)
+
+        async def hear(msg: Msg) -> None:
+            live.hear(msg)
+
+        live = Live(self._bus, leave)
+        # With a callback: `next_msg` starts two tasks for each message.
+        sub = await self._bus.subscribe(subjects.stream_of(tenant, task), cb=hear)
+        return live
+
+    async def _subscribe(self, tenant: str) -> None:
+        async with self._subscribing:
+            if tenant in self._subs:
+                return
+            if len(self._subs) >= MAX_TENANTS:
+                heard = {tenant for tenant, _ in self._followed}
+                for idle in [tenant for tenant in self._subs if tenant not in heard]:
+                    await self._unsubscribe(self._subs.pop(idle))
+            self._subs[tenant] = await self._bus.subscribe(subjects.streams_on(tenant, self._lane), cb=self._hear)
+
+    async def _hear(self, msg: Msg) -> None:
+        _, tenant, _, task, *_ = msg.subject.split(".", 4)
+        for live in self._followed.get((tenant, task), ()):
+            live.hear(msg)
+
+    async def _leave(self, key: tuple[str, str], live: Live) -> None:
+        readers = self._followed.get(key, [])
+        if live in readers:
+            readers.remove(live)
+        if not readers:
+            self._followed.pop(key, None)
+
+    async def _unsubscribe(self, sub: Subscription) -> None:
+        if self._bus.is_connected:
             with contextlib.suppress(nats.errors.Error):
-                await self._sub.unsubscribe()
+                await sub.unsubscribe()
 
 
 class Following:
@@ -123,7 +196,7 @@ class Following:
             if entry is None or isinstance(entry, Awarded | Planned | Waiting):
                 self._status = max(self._status, sequence)
         self.behind = False
-        async for stored in read_all(bus, "RESULTS", f"result.{self._tenant}.{self._task}.*.*"):
+        async for stored in read_all(bus, "RESULTS", subjects.events_of(self._tenant, self._task)):
             with contextlib.suppress(ValidationError):
                 due += self.reader.event(decode_event(stored.body))
         if final is not None:

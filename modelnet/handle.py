@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from modelnet.bus import subjects
 from modelnet.errors import (
     ConnectionFailed,
     MalformedInput,
@@ -73,7 +72,7 @@ class TaskHandle:
         replay = self._replay or live is None
         self._replay = True  # a second reader starts over from what is stored
         if live is None:
-            live = await Live().open(client.bus, subjects.stream_of(self.tenant, self.id))
+            live = await client.listener.follow(self.tenant, self.id)
         try:
             if replay:
                 for event in await following.fill():

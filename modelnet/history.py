@@ -60,7 +60,7 @@ async def tasks(nc: Client, tenant: str, since_s: float | None = None) -> list[T
     since = time.time() - since_s if since_s is not None else None
     found: dict[str, TaskSummary] = {}
     status: dict[str, Literal["waiting", "running"]] = {}
-    async for stored in read_all(nc, "JOURNAL", f"journal.{tenant}.*.*", since=since):
+    async for stored in read_all(nc, "JOURNAL", subjects.journal(tenant, "*", "*"), since=since):
         with contextlib.suppress(ValidationError):
             entry = decode_entry(stored.body)
             if isinstance(entry, Final):
@@ -87,7 +87,7 @@ async def trace(nc: Client, tenant: str, id: str) -> TaskTrace:
         with contextlib.suppress(ValidationError):
             found.transcripts.append((stored.time, Transcript.decode(stored.body)))
     events: dict[tuple[str, int], Stored] = {}
-    async for stored in read_all(nc, "RESULTS", f"result.{tenant}.{id}.*.*"):
+    async for stored in read_all(nc, "RESULTS", subjects.events_of(tenant, id)):
         address = subjects.ResultAddress.parse(stored.subject)
         events[address.worker, address.attempt] = stored
     found.attempts = [_attempt(at, entry, events) for at, entry in found.journal if isinstance(entry, Awarded)]

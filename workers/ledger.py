@@ -68,7 +68,7 @@ class LedgerWorker:
             "modelnet-ledger",
             f"ledger-{new_id()[-12:]}",
             description="Settles what tasks have cost",
-            endpoints=[Endpoint("settlements", "journal.*.*.final", self._statistics, finals)],
+            endpoints=[Endpoint("settlements", subjects.journal("*", "*", "final"), self._statistics, finals)],
             state=lambda: {"in_hand": len(self._in_hand)},
         )
         await self._service.open()

@@ -271,7 +271,7 @@ class Agent(RequestHandler):
 
     async def _listed(self, tenant: str, since: float | None) -> dict[str, _Listed]:
         found: dict[str, _Listed] = {}
-        journal = read_all(self._client.bus, "JOURNAL", f"journal.{tenant}.*.*", since=since)
+        journal = read_all(self._client.bus, "JOURNAL", subjects.journal(tenant, "*", "*"), since=since)
         async for stored in journal:
             with contextlib.suppress(ValidationError):
                 entry: JournalEntry = decode_entry(stored.body)

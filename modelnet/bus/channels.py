@@ -122,7 +122,7 @@ CHANNELS = [
     ),
     Channel(
         "result",
-        "result.{tenant}.{task}.{worker}.{attempt}",
+        "result.{tenant}.{lane}.{task}.{worker}.{attempt}",
         m.Delta | m.Progress | m.Output | m.Failure,
         ("worker",),
         ("client",),
@@ -138,15 +138,15 @@ CHANNELS = [
     ),
     Channel(
         "status",
-        "journal.{tenant}.{task}.status",
+        "journal.{tenant}.{lane}.{task}.status",
         m.Awarded | m.Planned | m.Waiting,
         ("negotiator",),
         ("negotiator",),
-        "Stream JOURNAL, by compare-and-set on journal.<tenant>.<task>.*; republished as result.….status.",
+        "Stream JOURNAL, by compare-and-set on journal.<tenant>.<lane>.<task>.*; republished as result.….status.",
     ),
     Channel(
         "cancelAsked",
-        "journal.{tenant}.{task}.cancel",
+        "journal.{tenant}.{lane}.{task}.cancel",
         m.CancelAsked,
         ("client",),
         ("negotiator",),
@@ -154,7 +154,7 @@ CHANNELS = [
     ),
     Channel(
         "final",
-        "journal.{tenant}.{task}.final",
+        "journal.{tenant}.{lane}.{task}.final",
         m.Final,
         ("negotiator",),
         ("negotiator", "ledger"),
@@ -162,7 +162,7 @@ CHANNELS = [
     ),
     Channel(
         "accepted",
-        "result.{tenant}.{task}.{entry}",
+        "result.{tenant}.{lane}.{task}.{entry}",
         m.Awarded | m.Planned | m.Waiting | m.CancelAsked | m.Final,
         (),
         ("client", "negotiator"),

@@ -1,7 +1,7 @@
 """The task's journal on the bus: the fence that lets one Final stand, and no status after it.
 
-Every write names the last sequence its writer knows on `journal.<tenant>.<task>.*`, so a stale negotiator's entry, a
-second Final, and anything after the Final are refused by the server (error 10071). After a refusal or a lost
+Every write names the last sequence its writer knows on `journal.<tenant>.<lane>.<task>.*`, so a stale negotiator's
+entry, a second Final, and anything after the Final are refused by the server (error 10071). After a refusal or a lost
 acknowledgement the writer reads back: its own retry would be refused too.
 """
 

@@ -73,10 +73,10 @@ STREAMS: dict[str, dict[str, Any]] = {
     # Readers must never see an entry that the fence refused. Core subscribers of a stream's own subject get a message
     # before the stream has judged it, so entries are published where nobody listens and republished once stored.
     "JOURNAL": {
-        "subjects": ["journal.*.*.*"],
+        "subjects": ["journal.*.*.*.*"],
         "republish": {
-            "src": "journal.*.*.*",
-            "dest": "result.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}",
+            "src": "journal.*.*.*.*",
+            "dest": "result.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}.{{wildcard(4)}}",
         },
         "discard": "new",
         "max_bytes": _GIB,
@@ -84,7 +84,7 @@ STREAMS: dict[str, dict[str, Any]] = {
         "description": "What was decided for each task, by compare-and-set.",
     },
     "RESULTS": {
-        "subjects": ["result.*.*.*.*"],
+        "subjects": ["result.*.*.*.*.*"],
         "discard": "old",
         "max_bytes": _GIB,
         "allow_msg_ttl": True,
@@ -187,7 +187,7 @@ async def setup_bus(nc: Client, *, ack_wait_s: float = ACK_WAIT_S, replicas: int
         await _make_consumer(nc, "TASKS", consumer)
     ledger = {
         "durable_name": LEDGER_CONSUMER,
-        "filter_subject": "journal.*.*.final",
+        "filter_subject": "journal.*.*.*.final",
         "ack_policy": "explicit",
         "ack_wait": int(ack_wait_s * _S),
         "max_ack_pending": 10_000,

@@ -13,6 +13,13 @@ CLASSES = 3
 
 ROLL_CALL = "roll"
 
+LANE_CHARACTERS = 6
+
+
+def lane(task: str) -> str:
+    """The end of a task's id. Whoever gives all tasks the same hears them with one subscription; `*` for all lanes."""
+    return task[-LANE_CHARACTERS:]
+
 
 def task(task: Task) -> str:
     """Where a client publishes a task. The stream inserts the tenant's bucket behind the class."""
@@ -89,29 +96,44 @@ def done(negotiator: str, task: str, worker: str, attempt: int) -> str:
     return f"done.{negotiator}.{task}.{worker}.{attempt}"
 
 
-def result(tenant: str, task: str, worker: str, attempt: int) -> str:
+def result(tenant: str, task: str, worker: str, attempt: int | str) -> str:
     """The events of one attempt."""
-    return f"result.{tenant}.{task}.{worker}.{attempt}"
+    return f"result.{tenant}.{lane(task)}.{task}.{worker}.{attempt}"
 
 
 def journal(tenant: str, task: str, entry: str) -> str:
     """Where an entry of a task's journal is written: `status`, `cancel` or `final`."""
-    return f"journal.{tenant}.{task}.{entry}"
+    return f"journal.{tenant}.{lane(task)}.{task}.{entry}"
 
 
 def journal_of(tenant: str, task: str) -> str:
     """All entries of a task's journal: the subject that the fence compares on."""
-    return f"journal.{tenant}.{task}.*"
+    return f"journal.{tenant}.{lane(task)}.{task}.*"
 
 
 def stream_of(tenant: str, task: str) -> str:
     """All that a reader of a task sees live: events as published, journal entries once they are accepted."""
-    return f"result.{tenant}.{task}.>"
+    return f"result.{tenant}.{lane(task)}.{task}.>"
+
+
+def streams_on(tenant: str, lane: str) -> str:
+    """All that a reader of a lane's tasks sees."""
+    return f"result.{tenant}.{lane}.>"
+
+
+def events_of(tenant: str, task: str) -> str:
+    """The events of all attempts at a task, and no journal entries; `*` for every task."""
+    return result(tenant, task, "*", "*")
+
+
+def accepted(tenant: str, task: str, entry: str) -> str:
+    """Where the server sends a journal entry once it is stored: `status`, `cancel` or `final`."""
+    return f"result.{tenant}.{lane(task)}.{task}.{entry}"
 
 
 def news_of(tenant: str, task: str) -> str:
     """A task's journal entries once they are accepted, and no events."""
-    return f"result.{tenant}.{task}.*"
+    return accepted(tenant, task, "*")
 
 
 def audit(tenant: str, task: str) -> str:
@@ -138,8 +160,8 @@ class ResultAddress(NamedTuple):
 
     @classmethod
     def parse(cls, subject: str) -> ResultAddress:
-        """The parts of `result.<tenant>.<task>.<worker>.<attempt>` or `result.<tenant>.<task>.<entry>`."""
+        """The parts of `result.<tenant>.<lane>.<task>.<worker>.<attempt>`, or of `….<task>.<entry>`."""
         parts = subject.split(".")
-        if len(parts) == 5 and parts[4].isdigit():
-            return cls(parts[1], parts[2], parts[3], int(parts[4]))
-        return cls(parts[1], parts[2], "", 0)
+        if len(parts) == 6 and parts[5].isdigit():
+            return cls(parts[1], parts[3], parts[4], int(parts[5]))
+        return cls(parts[1], parts[3], "", 0)

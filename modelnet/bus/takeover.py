@@ -45,7 +45,7 @@ async def read_streamed(nc: Client, tenant: str, task: str) -> Streamed:
             models[entry.worker, entry.attempt] = entry.model
             reader.entry(entry)
     deltas: list[Delta] = []
-    async for stored in read_all(nc, "RESULTS", f"result.{tenant}.{task}.*.*"):
+    async for stored in read_all(nc, "RESULTS", subjects.events_of(tenant, task)):
         with contextlib.suppress(ValidationError):
             deltas += [event for event in reader.event(decode_event(stored.body)) if isinstance(event, Delta)]
     text = "".join(delta.text for delta in deltas)

@@ -129,9 +129,10 @@ class ClientSuite:
         report = self.report
         async with self._submitted() as (play, shown):
             sent = bytes(self._link.sent)
-            wanted = re.search(rb"SUB result\.%s\.%s\." % (TENANT.encode(), play.task.encode()), sent)
-            published = re.search(rb"PUB task\.", sent)
-            right = wanted is not None and published is not None and wanted.start() < published.start()
+            before, _, published = sent.partition(b"PUB task.")
+            live = subjects.accepted(TENANT, play.task, "status")
+            subscribed = re.findall(r"^SUB (\S+)", before.decode(errors="replace"), re.MULTILINE)
+            right = bool(published) and any(_covers(pattern, live) for pattern in subscribed)
             report.expect("C1", right, "it had not subscribed to the task's stream when it published the task")
             await play.award("one")
             for number in (1, 2, 3):
@@ -187,7 +188,7 @@ class ClientSuite:
             stamp = {"task": play.task, "attempt": 1, "worker": "one", "auction": play.auction, "number": 2}
             for body in (b"", b"{", b"\xff\xfe", b"[]", json.dumps({**stamp, "kind": "novelty"}).encode()):
                 await play.publish(body)
-            live = f"result.{TENANT}.{play.task}.status"
+            live = subjects.accepted(TENANT, play.task, "status")
             await self._bus.publish(live, b"garbage that no journal has accepted")
             event = m.Delta(**stamp, text="2 ").to_dict()
             play.texts[2] = "2 "
@@ -352,3 +353,10 @@ class ClientSuite:
 
     async def _entries(self, task: str) -> list[int]:
         return [one.sequence async for one in read_all(self._bus, "JOURNAL", subjects.journal_of(TENANT, task))]
+
+
+def _covers(pattern: str, subject: str) -> bool:
+    """Whether whoever subscribed to `pattern` hears what is published on `subject`."""
+    tokens = {"*": r"[^.]+", ">": r".+"}
+    expression = r"\.".join(tokens.get(token) or re.escape(token) for token in pattern.split("."))
+    return re.fullmatch(expression, subject) is not None

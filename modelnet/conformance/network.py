@@ -41,7 +41,7 @@ class Play:
 
     async def _enter(self, kind: str, entry: m.Message) -> None:
         """Append an entry; it is on its way to readers when this returns, so nothing said later overtakes it."""
-        async with Ear(self.bus, f"result.{TENANT}.{self.task}.{kind}") as ear:
+        async with Ear(self.bus, subjects.accepted(TENANT, self.task, kind)) as ear:
             await self._append(kind, entry)
             sequence = str(self.sequence)
             await ear.first(5.0, lambda msg: (msg.headers or {}).get("Nats-Sequence") == sequence)

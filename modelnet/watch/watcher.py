@@ -67,7 +67,7 @@ class Watcher:
             (subjects.beat("*"), self._beat, BEATS_S),
             ("offer.>", self._offer, OFFERS_S),
             ("audit.*.*", self._transcript, AUCTIONS_S),
-            ("result.*.*.*", self._entry, ENTRIES_S),
+            (subjects.news_of("*", "*"), self._entry, ENTRIES_S),
         ]
         self._taps = [Tap(bus, subject, hear, most=most) for subject, hear, most in hears]
         self._beats = self._taps[0]
@@ -123,7 +123,7 @@ class Watcher:
 
     def _entry(self, msg: Msg) -> None:
         with contextlib.suppress(ValidationError):
-            _, tenant, task, _ = msg.subject.split(".")
+            _, tenant, _, task, _ = msg.subject.split(".")
             self.view.entry(tenant, task, decode_entry(msg.data), time.time())
 
     # ------------------------------------------------------------------ what is looked up

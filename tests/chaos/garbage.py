@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modelnet import messages as m
+from modelnet.bus.subjects import lane
 from tests.messages.samples import documents
 
 __all__ = ["TARGETS", "Names", "Shot", "Target", "drawn", "shots"]
@@ -102,14 +103,14 @@ TARGETS = (
     Target("done.{negotiator}.{id}.{worker}.1", (m.Done,)),
     Target("done.{negotiator}.{task}.{worker}.1", (m.Done,), spares=_reads(m.Done.decode)),
     Target("done.{negotiator}.{stranger}", (m.Done,)),
-    Target("result.{tenant}.{id}.{worker}.1", _EVENTS),
-    Target("result.{tenant}.{task}.{worker}.1", _EVENTS, spares=_EVENT),
-    Target("result.{tenant}.{task}.final", _ENTRIES, spares=_ENTRY),
-    Target("result.{tenant}.{task}.cancel", _ENTRIES, spares=_ENTRY),
-    Target("journal.{tenant}.{id}.status", _ENTRIES),
-    Target("journal.{tenant}.{id}.cancel", _ENTRIES),
-    Target("journal.{tenant}.{id}.final", _ENTRIES),
-    Target("journal.{tenant}.{task}.status", _ENTRIES, spares=_ENTRY),
+    Target("result.{tenant}.{id_lane}.{id}.{worker}.1", _EVENTS),
+    Target("result.{tenant}.{task_lane}.{task}.{worker}.1", _EVENTS, spares=_EVENT),
+    Target("result.{tenant}.{task_lane}.{task}.final", _ENTRIES, spares=_ENTRY),
+    Target("result.{tenant}.{task_lane}.{task}.cancel", _ENTRIES, spares=_ENTRY),
+    Target("journal.{tenant}.{id_lane}.{id}.status", _ENTRIES),
+    Target("journal.{tenant}.{id_lane}.{id}.cancel", _ENTRIES),
+    Target("journal.{tenant}.{id_lane}.{id}.final", _ENTRIES),
+    Target("journal.{tenant}.{task_lane}.{task}.status", _ENTRIES, spares=_ENTRY),
     Target("roll", (m.RollCall,)),
     Target("audit.{tenant}.{id}", (m.Transcript,)),
     Target("dlq.{stranger}", (m.DeadLetter,)),
@@ -152,17 +153,20 @@ def shots(target: Target, drawn: Any, seed: int, names: Names, count: int) -> It
 def _about(names: Names, chance: random.Random) -> dict[str, str]:
     """Words for a subject."""
     strange = f"fuzz-{chance.getrandbits(32):x}"
+    task = chance.choice(names.tasks or [strange])
     return {
         "class": str(chance.randrange(3)),
         "tenant": names.tenant,
         "id": strange,
+        "id_lane": lane(strange),
         "stranger": strange,
         "few": f"fuzz-{chance.randrange(20)}",  # the catalogue is kept for ever and read whole
         "known": KNOWN,
         "capability": f"fuzz.{chance.getrandbits(16):x}",
         "worker": chance.choice(names.workers),
         "negotiator": chance.choice(names.negotiators or [strange]),
-        "task": chance.choice(names.tasks or [strange]),
+        "task": task,
+        "task_lane": lane(task),
     }
 
 

@@ -14,6 +14,7 @@ from nats.aio.client import Client as Bus
 from pydantic import ValidationError
 
 import modelnet
+from modelnet.bus import subjects
 from modelnet.bus.replay import read_all
 from modelnet.messages import Final, decode_entry
 from tests.chaos.custody import TaskKey
@@ -110,7 +111,7 @@ async def take_stock(
 
 async def _finals(bus: Bus) -> dict[TaskKey, list[Final]]:
     found: dict[TaskKey, list[Final]] = {}
-    async for stored in read_all(bus, "JOURNAL", "journal.*.*.final"):
+    async for stored in read_all(bus, "JOURNAL", subjects.journal("*", "*", "final")):
         try:
             entry = decode_entry(stored.body)
         except ValidationError:

@@ -62,18 +62,18 @@ def test_who_is_gone_has_nothing() -> None:
 
 SEEN: dict[str, Frame] = {
     "take_cfp": frame("cap.chaos.echo"),
-    "close_award": frame("journal.t.one.status", b'{"kind":"awarded"}'),
+    "close_award": frame("journal.t.one.one.status", b'{"kind":"awarded"}'),
     "entry_award": frame("worker.w.award"),
     "award_confirm": frame("worker.w.award"),
     "confirm_token": frame("_INBOX.x.a.1", b'{"kind":"confirm","worker":"w"}'),
     "token_final": frame("done.n.one.w.1"),
-    "final_ack": frame("journal.t.one.final"),
+    "final_ack": frame("journal.t.one.one.final"),
 }
 
 
 @pytest.mark.parametrize("name", POINTS)
 def test_a_process_is_killed_at_its_point_and_not_before(name: str) -> None:
-    point, other = POINTS[name], frame("journal.t.one.status", b'{"kind":"waiting"}')
+    point, other = POINTS[name], frame("journal.t.one.one.status", b'{"kind":"waiting"}')
     opposite: Direction = "down" if point.direction == "up" else "up"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         seen = list[Frame]()

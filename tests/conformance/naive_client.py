@@ -17,7 +17,9 @@ async def main(verb: str, name: str, *more: str) -> int:
     nc = await nats.connect(os.environ["MODELNET_URL"])
     options = dict(zip(more[::2], more[1::2], strict=False))
     if verb == "cancel":
-        await nc.publish(f"journal.{tenant}.{name}.cancel", json.dumps({"kind": "cancel", "task": name}).encode())
+        await nc.publish(
+            f"journal.{tenant}.{name[-6:]}.{name}.cancel", json.dumps({"kind": "cancel", "task": name}).encode()
+        )
         await nc.close()
         return 0
     task = options["--id"] if verb == "submit" else name
@@ -34,7 +36,7 @@ async def main(verb: str, name: str, *more: str) -> int:
         if event.get("kind") == "final" and not ended.done():
             ended.set_result(event["status"])
 
-    await nc.subscribe(f"result.{tenant}.{task}.>", cb=hear)
+    await nc.subscribe(f"result.{tenant}.{task[-6:]}.{task}.>", cb=hear)
     if verb == "submit":
         body = {"id": task, "tenant": tenant, "capability": name, "input": json.loads(options["--input"])}
         headers = {"Nats-Msg-Id": f"{tenant}/{task}"}

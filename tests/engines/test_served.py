@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from modelnet.bus import subjects
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.engines import keeper as keeper_module
 from modelnet.engines import vllm_available
@@ -181,7 +182,7 @@ async def test_an_engine_that_dies_hands_its_tasks_on_and_bids_again(
     ]
     texts = [asyncio.create_task(text_without_reset(task)) for task in tasks]
     try:
-        async with network.ear("result.*.*.mortal.1") as ear:
+        async with network.ear(subjects.result("*", "*", "mortal", 1)) as ear:
             await ear.until(lambda heard: len({msg.subject for msg in heard}) == 4)
         core: Any = served.engine.current
 

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 import modelnet
 from modelnet.backup import BackupDamaged, NotEmpty, backup, restore
+from modelnet.bus import subjects
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis
 from modelnet.bus.streams import STREAMS, setup_bus, stream_messages
 from modelnet.errors import ConnectionFailed, UsageError
@@ -64,7 +65,7 @@ async def test_tasks_finals_and_keys_are_back_and_each_task_ends_once(tmp_path: 
         done = [await network.client.submit("echo", {"n": n, "held": False}, id=f"done-{n}") for n in range(10)]
         done.append(await network.client.submit("echo", {"n": big, "held": False}, id="done-big"))
         finals = [await task.result() for task in done]
-        async with network.ear("result.default.*.status") as awards:
+        async with network.ear(subjects.accepted("default", "*", "status")) as awards:
             for n in range(10):
                 await network.client.submit("echo", {"n": n, "held": True}, id=f"held-{n}", deadline_s=100)
             await awards.until(lambda heard: len(heard) >= 5)
@@ -86,7 +87,7 @@ async def test_tasks_finals_and_keys_are_back_and_each_task_ends_once(tmp_path: 
         for before in finals:
             again = await network.client.task(before.task).result()
             assert again == before
-        async with network.ear("journal.*.*.final") as written:
+        async with network.ear(subjects.journal("*", "*", "final")) as written:
             await network.negotiator()
             await echo(network, gate)
             for n in range(10):

@@ -104,7 +104,9 @@ async def test_a_cancel_that_is_not_in_the_journal_cancels_nothing(network: Netw
     task = await network.client.submit("cancel.sleep", {})
     await until(sleeper.begun)
     for headers in (None, {"Nats-Sequence": "all"}):
-        await network.bus.publish(f"result.{task.tenant}.{task.id}.cancel", b'{"kind":"cancel"}', headers=headers)
+        await network.bus.publish(
+            subjects.accepted(task.tenant, task.id, "cancel"), b'{"kind":"cancel"}', headers=headers
+        )
     await network.bus.flush()
     (summary,) = [found for found in await network.client.tasks() if found.task == task.id]
     assert summary.status == "running"

@@ -78,7 +78,7 @@ async def test_only_the_first_final_is_stored_and_seen(bare_network: Network) ->
         assert right is not None
         assert (stale, again, blind, late, cancel) == (None,) * 5
         await bus.publish(subjects.result("t", task, "w", 9), b"the end of this test")
-        heard = [(msg.subject.split(".")[3], msg.data) for msg in await reader.until(lambda h: len(h) >= 4)]
+        heard = [(msg.subject.split(".")[4], msg.data) for msg in await reader.until(lambda h: len(h) >= 4)]
     assert [subject for subject, _ in heard] == ["status", "status", "final", "w"]
     assert Final.decode(heard[2][1]).negotiator == "right"
     stored = await journal.read(bus, "t", task)

@@ -82,18 +82,19 @@ def garbage(seed: int) -> list[bytes]:
         "worker.sturdy.cancel",
         "worker.sturdy.query",
         "worker.stranger.award",
-        "result.default.{task}.sturdy.1",
-        "result.default.{task}.status",
-        "result.default.{task}.cancel",
-        "result.default.{task}.final",
-        "result.default.{task}.sturdy.x",
+        "result.default.{lane}.{task}.sturdy.1",
+        "result.default.{lane}.{task}.status",
+        "result.default.{lane}.{task}.cancel",
+        "result.default.{lane}.{task}.final",
+        "result.default.{lane}.{task}.sturdy.x",
         "audit.default.{task}",
         "dlq.task",
     ],
 )
 async def test_garbage_on_any_subject_is_survived(network: Network, worker: modelnet.Worker, subject: str) -> None:
     (negotiator,) = network.negotiators
-    names = {"negotiator": negotiator.id, "auction": new_id(), "task": new_id()}
+    task = new_id()
+    names = {"negotiator": negotiator.id, "auction": new_id(), "task": task, "lane": subjects.lane(task)}
     inbox = network.bus.new_inbox()
     async with network.ear(subject.format(**names)) as ear:
         bodies = garbage(seed=1)
@@ -120,7 +121,7 @@ async def test_an_order_that_asks_for_no_answer_is_not_obeyed(network: Network, 
         remaining_ms=5000,
     )
     adopt = AdoptAttempt(tenant="default", task=task, attempt=1, negotiator=negotiator.id)
-    async with network.ear("worker.sturdy.*") as ear, network.ear(f"result.default.{task}.>") as results:
+    async with network.ear("worker.sturdy.*") as ear, network.ear(subjects.stream_of("default", task)) as results:
         await network.bus.publish(subjects.award("sturdy"), award.encode())
         await network.bus.publish(subjects.adopt("sturdy"), adopt.encode())
         await ear.until(lambda heard: len(heard) == 2)

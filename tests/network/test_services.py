@@ -150,7 +150,7 @@ async def test_the_ledger_answers_too_though_its_store_is_away(network: Network)
             with contextlib.suppress(nats.errors.NoRespondersError):
                 info = ServiceInfo.from_dict(await ask(network, "$SRV.INFO.modelnet-ledger"))
                 break
-    assert [one.subject for one in info.endpoints] == ["journal.*.*.final"]
+    assert [one.subject for one in info.endpoints] == ["journal.*.*.*.final"]
     await network.stop(ledger)
     with pytest.raises(nats.errors.NoRespondersError):
         await ask(network, "$SRV.INFO.modelnet-ledger")

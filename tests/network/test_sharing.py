@@ -64,7 +64,7 @@ async def test_three_negotiators_share_300_tasks(bare_network: Network) -> None:
     negotiators = [await network.negotiator() for _ in range(3)]
     answered: list[int] = []
     await crew(network, "share.many", answered=answered)
-    async with network.ear("journal.many.*.final") as ends:
+    async with network.ear(subjects.journal("many", "*", "final")) as ends:
         tasks = await asyncio.gather(
             *(network.client.submit("share.many", {"n": n}, tenant="many") for n in range(300))
         )
@@ -128,7 +128,7 @@ async def test_attempts_of_a_killed_negotiator_are_adopted_by_another(bare_netwo
     )
     await doomed.start()
     try:
-        async with network.ear("result.kill.*.status") as entries:
+        async with network.ear(subjects.accepted("kill", "*", "status")) as entries:
             tasks = [await network.client.submit("share.kill", {"n": n}, tenant="kill") for n in range(8)]
             async with asyncio.timeout(PATIENCE_S):
                 at_work = {await begun.get() for _ in range(4)}

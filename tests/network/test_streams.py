@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import modelnet
+from modelnet.bus import subjects
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.bus.replay import last_of
 from modelnet.errors import MalformedInput, TooLarge, UnknownTask
@@ -239,7 +240,7 @@ async def test_a_stream_can_be_joined_live(network: Network, monkeypatch: pytest
     task = await network.client.submit("speak.live", {})
     await until(speaker.half)
     async with asyncio.timeout(PATIENCE_S):  # until what it has said is stored: 25 words, and a note of each
-        while (stored := await last_of(network.bus, "RESULTS", f"result.*.{task.id}.*.*")) is None or (
+        while (stored := await last_of(network.bus, "RESULTS", subjects.events_of("*", task.id))) is None or (
             decode_event(stored.body).number < len(WORDS)
         ):
             continue

@@ -178,7 +178,7 @@ SUBJECTS = {
     "status": subjects.journal("t", "k", "status"),
     "cancelAsked": subjects.journal("t", "k", "cancel"),
     "final": subjects.journal("t", "k", "final"),
-    "accepted": subjects.journal("t", "k", "final").replace("journal", "result", 1),
+    "accepted": subjects.accepted("t", "k", "final"),
     "audit": subjects.audit("t", "k"),
     "metering": subjects.metering("t"),
     "prefixSecret": subjects.PREFIX_SECRET,
@@ -188,6 +188,7 @@ SUBJECTS = {
 VALUES = {
     "class": "2",
     "tenant": "t",
+    "lane": "k",
     "task": "k",
     "worker": "w",
     "client": "c",

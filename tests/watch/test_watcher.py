@@ -194,7 +194,7 @@ async def test_garbage_and_forgeries_show_nothing_and_a_flood_is_a_sample(server
         await setup_bus(network.bus)
         async with Watcher(network.bus, network.config) as watching:
             await until(watching, lambda seen: seen["head"]["tasks_s"] is not None)
-            for subject in ("beat.x", "offer.a.x", "audit.d.t", "result.d.t.status", "result.d.t.final"):
+            for subject in ("beat.x", "offer.a.x", "audit.d.t", "result.d.t.t.status", "result.d.t.t.final"):
                 for body in (b"", b"\xff", b"[]", b"{}", b'{"kind": "awarded"}', b"x" * 100_000):
                     await network.bus.publish(subject, body)
             forged = transcript("mine")
@@ -202,7 +202,7 @@ async def test_garbage_and_forgeries_show_nothing_and_a_flood_is_a_sample(server
             awarded = Awarded(task="t", attempt=1, worker="w", price=1, negotiator="n")
             for n in range(20_000):
                 told = awarded.model_copy(update={"task": f"t{n}"})
-                await network.bus.publish(f"result.d.t{n}.status", told.encode())
+                await network.bus.publish(f"result.d.t{n}.t{n}.status", told.encode())
             await network.bus.flush()
             seen = await until(watching, lambda seen: bool(seen["tasks"]["put"]))
             assert seen["workers"]["put"] == []

@@ -141,7 +141,7 @@ class Negotiator:
         )
         await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
         await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
-        await nc.subscribe("result.*.*.cancel", cb=self._on_cancel)
+        await nc.subscribe(subjects.accepted("*", "*", "cancel"), cb=self._on_cancel)
         await nc.subscribe(self._receipts.subject, cb=self._on_reply)
         self._reception = Reception(
             nc,
@@ -393,7 +393,7 @@ class Negotiator:
 
     async def _on_cancel(self, msg: Msg) -> None:
         """A cancel that the journal has accepted, republished."""
-        _, tenant, task, _ = msg.subject.split(".")
+        _, tenant, _, task, _ = msg.subject.split(".")
         held = self._hand.get(tenant, task)
         sequence = (msg.headers or {}).get("Nats-Sequence", "")  # without one it does not come from the journal
         if held is not None and sequence.isdecimal():
