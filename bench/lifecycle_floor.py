@@ -97,7 +97,8 @@ async def negotiator(bidders: int) -> None:
     print("ready", flush=True)
     while True:
         try:
-            batch = await sub.fetch(64, timeout=5)
+            # Longer than it is ever idle: a task that comes as a fetch ends is delivered to nobody for half a minute.
+            batch = await sub.fetch(64, timeout=300)
         except NatsTimeout:
             continue
         for msg in batch:

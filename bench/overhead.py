@@ -2,14 +2,16 @@
 
     python -m bench.overhead [--bidders 1 8] [--rounds 3] [--write]
 
-Each round starts servers and processes anew, the floor's and modelnet's in turn, and measures beside each the bare
-round trip on the same server. Printed: the median over the rounds, and the ratios round by round.
+Each round starts servers and processes anew. Both networks are up at once, each on a server of its own, and take turns
+of about a second, of which each begins as often; ratios are of neighbouring turns. Printed: medians over all turns of
+all rounds, and of the ratios their quartiles. The bare round trip is measured in each turn on the turn's server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import platform
 import shutil
@@ -20,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -36,38 +38,43 @@ from modelnet.bus.embedded import EmbeddedNats
 from modelnet.messages import Final
 from modelnet.processes import PARENT
 
-WARM_UP, SEQUENTIAL, ROUND_TRIPS, BURST = 300, 500, 1000, 3000
-IN_FLIGHT = (32, 128)
+WARM_UP, TURNS = 300, 7
+SEQUENTIAL, ROUND_TRIPS = 120, 240
+BURSTS = {32: 500, 128: 900}
+"""Tasks of a turn by how many are in flight."""
 STRATEGIES = ("auction", "spot")
 
+Call = Callable[[], Awaitable[object]]
 
-class Measured(NamedTuple):
-    """One kind of call in one round."""
 
-    p50_ms: float
-    p99_ms: float
+class Turn(NamedTuple):
+    """One kind of call for about a second."""
+
+    times_ms: list[float]
+    bare_ms: list[float]
     rates: dict[int, float]
-    bare_p50_ms: float
-    bare_p99_ms: float
-    stages: dict[str, float]
+    """By how many are in flight: calls per second."""
+    finals: list[Final]
+
+    @property
+    def p50_ms(self) -> float:
+        """Median of the sequential calls."""
+        return statistics.median(self.times_ms)
 
 
-async def measure(call: Callable[[], Awaitable[object]], bare: Callable[[], Awaitable[object]]) -> Measured:
+class Network(NamedTuple):
+    """One that is up: a call for each strategy, and a bare round trip."""
+
+    calls: dict[str, Call]
+    bare: Call
+
+
+async def turn(call: Call, bare: Call) -> Turn:
     """Sequential latency, then rates at several numbers in flight."""
-    for _ in range(WARM_UP):
-        await call()
-    times, bare_times = [], []
-    finals = []
-    for _ in range(SEQUENTIAL):
-        started = time.perf_counter()
-        finals.append(await call())
-        times.append((time.perf_counter() - started) * 1e3)
-    for _ in range(ROUND_TRIPS):
-        started = time.perf_counter()
-        await bare()
-        bare_times.append((time.perf_counter() - started) * 1e3)
+    times_ms, finals = await timed(call, SEQUENTIAL)
+    bare_ms, _ = await timed(bare, ROUND_TRIPS)
     rates = {}
-    for flight in IN_FLIGHT:
+    for flight, count in BURSTS.items():
         gate = asyncio.Semaphore(flight)
 
         async def one(gate: asyncio.Semaphore = gate) -> None:
@@ -75,18 +82,19 @@ async def measure(call: Callable[[], Awaitable[object]], bare: Callable[[], Awai
                 await call()
 
         started = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(BURST)))
-        rates[flight] = BURST / (time.perf_counter() - started)
-    times.sort()
-    bare_times.sort()
-    return Measured(
-        p50_ms=times[len(times) // 2],
-        p99_ms=times[int(len(times) * 0.99)],
-        rates=rates,
-        bare_p50_ms=bare_times[len(bare_times) // 2],
-        bare_p99_ms=bare_times[int(len(bare_times) * 0.99)],
-        stages=stages([final for final in finals if isinstance(final, Final)]),
-    )
+        await asyncio.gather(*(one() for _ in range(count)))
+        rates[flight] = count / (time.perf_counter() - started)
+    return Turn(times_ms, bare_ms, rates, [final for final in finals if isinstance(final, Final)])
+
+
+async def timed(call: Call, count: int) -> tuple[list[float], list[object]]:
+    """Calls one by one: the time of each in ms, and what they gave."""
+    times_ms, gave = [], []
+    for _ in range(count):
+        started = time.perf_counter()
+        gave.append(await call())
+        times_ms.append((time.perf_counter() - started) * 1e3)
+    return times_ms, gave
 
 
 def stages(finals: list[Final]) -> dict[str, float]:
@@ -116,8 +124,9 @@ def spawn(args: list[str], mark: bytes, env: dict[str, str]) -> subprocess.Popen
     raise SystemExit(f"{' '.join(args)} ended before it was ready:\n{''.join(said)[-3000:]}")
 
 
-async def floor(bidders: int) -> dict[str, Measured]:
-    """One round of the floor: each strategy."""
+@contextlib.asynccontextmanager
+async def floor(bidders: int) -> AsyncIterator[Network]:
+    """The floor."""
     async with server() as url:
         nc = await nats.connect(url)
         client = FloorClient(nc)
@@ -126,17 +135,15 @@ async def floor(bidders: int) -> dict[str, Measured]:
         parts = [["worker", str(i)] for i in range(bidders)] + [["negotiator", str(bidders)], ["echo", "0"]]
         children = [spawn(["bench.lifecycle_floor", *part], b"ready", env) for part in parts]
         try:
-            return {
-                strategy: await measure(partial(client.task, spot=strategy == "spot"), bare_on(nc))
-                for strategy in STRATEGIES
-            }
+            yield Network({name: partial(client.task, spot=name == "spot") for name in STRATEGIES}, bare_on(nc))
         finally:
             end(children)
             await nc.close()
 
 
-async def real(bidders: int) -> dict[str, Measured]:
-    """One round of modelnet: each strategy."""
+@contextlib.asynccontextmanager
+async def real(bidders: int) -> AsyncIterator[Network]:
+    """modelnet."""
     async with server() as url:
         env = {"MODELNET_URL": url, "FLOOR_URL": url, "MODELNET_LOG_LEVEL": "info"}
         children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
@@ -151,12 +158,32 @@ async def real(bidders: int) -> dict[str, Measured]:
                     task = await net.submit("bench.empty", {"x": "y" * 200}, strategy=strategy)
                     return await task.result()
 
-                return {strategy: await measure(partial(call, strategy), bare_on(net.bus)) for strategy in STRATEGIES}
+                yield Network({name: partial(call, name) for name in STRATEGIES}, bare_on(net.bus))
         finally:
             end(children)
 
 
-def bare_on(nc: Bus) -> Callable[[], Awaitable[object]]:
+Pair = tuple[Turn, Turn]
+"""Neighbouring turns of the floor and of modelnet."""
+
+
+async def one_round(bidders: int) -> dict[str, list[Pair]]:
+    """Turns of both, by strategy."""
+    pairs: dict[str, list[Pair]] = {}
+    async with floor(bidders) as below, real(bidders) as above:
+        for strategy in STRATEGIES:
+            both = [(network.calls[strategy], network.bare) for network in (below, above)]
+            for call, _ in both:
+                await timed(call, WARM_UP)
+            pairs[strategy] = []
+            for number in range(TURNS):
+                order = (0, 1) if number % 2 else (1, 0)
+                found = {which: await turn(*both[which]) for which in order}
+                pairs[strategy].append((found[0], found[1]))
+    return pairs
+
+
+def bare_on(nc: Bus) -> Call:
     """A bare request and reply of 200 bytes."""
     return lambda: nc.request("echo", b"x" * 200, timeout=5)
 
@@ -183,43 +210,34 @@ class server:  # noqa: N801 - reads as a function
         shutil.rmtree(self._data, ignore_errors=True)
 
 
-def report(bidders: int, floors: list[dict[str, Measured]], reals: list[dict[str, Measured]]) -> str:
-    """The tables of one number of bidders."""
-    head = f"{bidders} bidder{'s' if bidders > 1 else ''}, a process each"
-    return "\n\n".join(
-        f"{head}; {strategy}\n{table([one[strategy] for one in floors], [one[strategy] for one in reals])}"
-        for strategy in STRATEGIES
-    )
-
-
-def table(floors: list[Measured], reals: list[Measured]) -> str:
+def table(pairs: list[Pair]) -> str:
     """One strategy's figures."""
 
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
+    def row(name: str, of: list[Turn]) -> str:
+        times = sorted(ms for one in of for ms in one.times_ms)
+        rates = "".join(f"{statistics.median(one.rates[n] for one in of):>15.0f}" for n in BURSTS)
+        return f"{name:<22}{statistics.median(times):>9.2f}{times[int(len(times) * 0.99)]:>9.2f}{rates}"
 
-    def row(name: str, of: list[Measured]) -> str:
-        rates = "".join(f"{median([m.rates[n] for m in of]):>15.0f}" for n in IN_FLIGHT)
-        return f"{name:<22}{median([m.p50_ms for m in of]):>9.2f}{median([m.p99_ms for m in of]):>9.2f}{rates}"
+    def ratio(name: str, of: Callable[[Turn], float]) -> str:
+        low, middle, high = statistics.quantiles([of(above) / of(below) for below, above in pairs], n=4)
+        return f"modelnet / floor, {name}: {middle:.2f} (quartiles {low:.2f} and {high:.2f})"
 
-    bare = floors + reals
-    lines = [
-        f"{'':<22}{'p50 ms':>9}{'p99 ms':>9}" + "".join(f"{f'{n} at once/s':>15}" for n in IN_FLIGHT),
-        f"{'bare request/reply':<22}{median([m.bare_p50_ms for m in bare]):>9.2f}"
-        f"{median([m.bare_p99_ms for m in bare]):>9.2f}",
-        row("floor (raw nats-py)", floors),
-        row("modelnet", reals),
-    ]
-    latency = [r.p50_ms / f.p50_ms for f, r in zip(floors, reals, strict=True)]
-    bare_ratio = [r.p50_ms / r.bare_p50_ms for r in reals]
-    lines.append(f"modelnet / floor, p50: {median(latency):.2f} ({', '.join(f'{x:.2f}' for x in latency)})")
-    lines.append(f"modelnet / bare, p50: {median(bare_ratio):.1f}")
-    for n in IN_FLIGHT:
-        rate = [r.rates[n] / f.rates[n] for f, r in zip(floors, reals, strict=True)]
-        lines.append(f"modelnet / floor, rate at {n}: {median(rate):.2f} ({', '.join(f'{x:.2f}' for x in rate)})")
-    where = {name: median([m.stages[name] for m in reals]) for name in reals[0].stages}
-    lines.append("where a task's time goes, median: " + ", ".join(f"{k} {v:.2f}" for k, v in where.items()))
-    return "\n".join(lines)
+    floors, reals = [below for below, _ in pairs], [above for _, above in pairs]
+    bare = sorted(ms for pair in pairs for one in pair for ms in one.bare_ms)
+    over_bare = statistics.median(one.p50_ms / statistics.median(one.bare_ms) for one in reals)
+    where = stages([final for one in reals for final in one.finals])
+    return "\n".join(
+        [
+            f"{'':<22}{'p50 ms':>9}{'p99 ms':>9}" + "".join(f"{f'{n} at once/s':>15}" for n in BURSTS),
+            f"{'bare request/reply':<22}{statistics.median(bare):>9.2f}{bare[int(len(bare) * 0.99)]:>9.2f}",
+            row("floor (raw nats-py)", floors),
+            row("modelnet", reals),
+            ratio("p50", lambda one: one.p50_ms),
+            f"modelnet / bare, p50: {over_bare:.1f}",
+            *(ratio(f"rate at {n}", lambda one, n=n: one.rates[n]) for n in BURSTS),  # type: ignore[misc]
+            "where a task's time goes, median: " + ", ".join(f"{name} {ms:.2f}" for name, ms in where.items()),
+        ]
+    )
 
 
 async def main() -> None:
@@ -231,16 +249,16 @@ async def main() -> None:
     args = parser.parse_args()
     out = [
         f"bench/overhead.py, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{args.rounds} rounds of {SEQUENTIAL} sequential tasks and {BURST} at each rate; medians"
+        f"{args.rounds} rounds of {TURNS} turns of {SEQUENTIAL} sequential tasks, then "
+        + " and ".join(f"{count} with {flight} at once" for flight, count in BURSTS.items())
     ]
     print(out[0], flush=True)
     for bidders in args.bidders:
-        floors, reals = [], []
-        for _ in range(args.rounds):
-            floors.append(await floor(bidders))
-            reals.append(await real(bidders))
-        out.append(report(bidders, floors, reals))
-        print("\n" + out[-1], flush=True)
+        rounds = [await one_round(bidders) for _ in range(args.rounds)]
+        for strategy in STRATEGIES:
+            head = f"{bidders} bidder{'s' if bidders > 1 else ''}, a process each; {strategy}"
+            out.append(f"{head}\n{table([pair for pairs in rounds for pair in pairs[strategy]])}")
+            print("\n" + out[-1], flush=True)
     if args.write:
         Path(__file__).with_name("results").joinpath("overhead.txt").write_text("\n\n".join(out) + "\n")
 
