@@ -58,9 +58,11 @@ class Live:
             self._news.clear()
             if self._bus.is_closed:
                 raise ConnectionFailed("the connection was closed while a task was being followed")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._news.wait()
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._news.set)
+            try:
+                await self._news.wait()
+            finally:
+                timer.cancel()
         return self._unread.popleft() if self._unread else None
 
     async def close(self) -> None:

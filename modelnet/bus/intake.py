@@ -78,7 +78,8 @@ class TaskIntake:
     async def release(self) -> None:
         """One task fewer is held."""
         self._held -= 1
-        await self.refill()
+        if self._held + 1 >= self._limit * min(_CLASS_SHARE):  # else no class was at its bound
+            await self.refill()
 
     async def refill(self) -> None:
         """Ask on every consumer that has room and no request worth waiting for."""

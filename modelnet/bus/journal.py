@@ -8,12 +8,12 @@ acknowledgement the writer reads back: its own retry would be refused too.
 from __future__ import annotations
 
 import contextlib
-import json
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import (
@@ -81,7 +81,7 @@ async def append(nc: Client, tenant: str, task_id: str, kind: str, entry: Messag
 def stored_sequence(ack: Msg) -> int | None:
     """The sequence in a stream's acknowledgement; None for a refusal or an error."""
     try:
-        answer = json.loads(ack.data)
+        answer = from_json(ack.data)
     except ValueError:
         return None
     return None if answer.get("error") else int(answer["seq"])
@@ -90,7 +90,7 @@ def stored_sequence(ack: Msg) -> int | None:
 def refused(ack: Msg) -> bool:
     """Whether the fence refused an entry: another stands where it should go. Any other error may pass by itself."""
     try:
-        error = json.loads(ack.data).get("error") or {}
+        error = from_json(ack.data).get("error") or {}
     except ValueError:
         return False
     return error.get("err_code") in _WRONG_LAST_SEQUENCE

@@ -15,7 +15,7 @@ time, so that long tasks do not outweigh short ones (Gneiting & Raftery, JASA 10
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 __all__ = ["LOADS", "Calibration", "Cell", "load_class", "pinball"]
@@ -145,8 +145,7 @@ class Calibration:
         kept = self._kept(now)
         loads = [cell.faded(kept) for cell in self.loads]
         loads[load] = loads[load].after(error)
-        return replace(
-            self,
+        return Calibration(
             at=max(now, self.at),
             count=self.count + 1,
             overall=self.overall.faded(kept).after(error),

@@ -59,12 +59,11 @@ class TrackRecord:
 
     def after(self, outcome: Outcome, now: float) -> TrackRecord:
         """With one more outcome."""
-        record = replace(self, reputation=self.reputation.after(outcome.passed, outcome.weight, now))
-        if outcome.claimed_ms is None:
-            return record
-        told = (*outcome.claimed_ms, outcome.load, outcome.actual_ms)
-        learned = self.calibration.after(*told, now, outcome.expected_ms)
-        return replace(record, calibration=learned)
+        calibration = self.calibration
+        if outcome.claimed_ms is not None:
+            told = (*outcome.claimed_ms, outcome.load, outcome.actual_ms)
+            calibration = calibration.after(*told, now, outcome.expected_ms)
+        return TrackRecord(self.reputation.after(outcome.passed, outcome.weight, now), calibration)
 
     def on_clock(self, ahead_s: float, now: float) -> TrackRecord:
         """The same by a clock that is so far ahead and says `now`; nothing was seen after that."""
