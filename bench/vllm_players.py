@@ -12,6 +12,7 @@ import heapq
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -51,13 +52,17 @@ class Answer(NamedTuple):
     first: float
     last: float
     tokens: int
+    auction_ms: float = 0.0
+    """Of a network: what its Final says of the auction and the award."""
+    bare_ms: float = 0.0
+    """Of a network: a bare round trip on its server, made when the answer was there."""
 
 
 Stream = list[Question]
 """Asked one after another."""
 
-Ask = Callable[[str, int], Awaitable[tuple[float, float, int]]]
-"""A prompt's answer of so many tokens: when the first was there, when the last, on time.perf_counter; how many came."""
+Ask = Callable[[str, int, float], Awaitable[Answer]]
+"""A prompt's answer of so many tokens, and when it was due."""
 
 Play = Callable[[list[Stream]], Awaitable[list[Answer]]]
 
@@ -73,6 +78,8 @@ def summary(answers: list[Answer]) -> dict[str, float]:
         "TTFT p99": first[round((len(first) - 1) * 0.99)],
         "token p50": gaps[round((len(gaps) - 1) * 0.5)],
         "token p99": gaps[round((len(gaps) - 1) * 0.99)],
+        "auction p50": statistics.median(one.auction_ms for one in answers),
+        "bare p50": statistics.median(one.bare_ms for one in answers),
     }
 
 
@@ -147,7 +154,7 @@ async def _play(ask: Ask, streams: list[Stream]) -> list[Answer]:
             if one.due is not None:
                 await asyncio.sleep(max(began + one.due - asked, 0.0))
                 asked = began + one.due
-            found.append(Answer(asked, *await ask(one.prompt, one.tokens)))
+            found.append(await ask(one.prompt, one.tokens, asked))
         return found
 
     return [answer for answers in await asyncio.gather(*map(stream, streams)) for answer in answers]
@@ -215,7 +222,7 @@ async def _async(where: str) -> AsyncIterator[Play]:
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(disable_log_stats=True, **arguments))
     tokenizer, numbers = llm.renderer.get_tokenizer(), itertools.count()
 
-    async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
+    async def ask(prompt: str, tokens: int, asked: float) -> Answer:
         first, last, counted = 0.0, 0.0, 0
         params = SamplingParams(max_tokens=tokens, temperature=0, output_kind=RequestOutputKind.DELTA)
         rendered = {"type": "token", "prompt_token_ids": tokenizer.encode(prompt)}
@@ -223,7 +230,7 @@ async def _async(where: str) -> AsyncIterator[Play]:
             last = time.perf_counter()
             first = first or last
             counted += len(output.outputs[0].token_ids)
-        return first, last, counted
+        return Answer(asked, first, last, counted)
 
     yield lambda streams: _play(ask, streams)
     llm.shutdown()
@@ -235,7 +242,7 @@ async def _http(where: str) -> AsyncIterator[Play]:
     headers = {"Authorization": f"Bearer {os.environ[DOOR_KEY]}"}
     async with http_client() as session:
 
-        async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
+        async def ask(prompt: str, tokens: int, asked: float) -> Answer:
             body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
             body["stream_options"] = {"include_usage": True}
             first, last, counted = 0.0, 0.0, 0
@@ -250,7 +257,7 @@ async def _http(where: str) -> AsyncIterator[Play]:
                             first = first or last
                         if event.get("usage"):
                             counted = event["usage"]["completion_tokens"]
-            return first, last, counted
+            return Answer(asked, first, last, counted)
 
         yield lambda streams: _play(ask, streams)
 
@@ -260,7 +267,7 @@ async def _bus(where: str) -> AsyncIterator[Play]:
     """A client of a network."""
     async with modelnet.connect(where) as net:
 
-        async def ask(prompt: str, tokens: int) -> tuple[float, float, int]:
+        async def ask(prompt: str, tokens: int, asked: float) -> Answer:
             task = await net.submit("text.generate", {"prompt": prompt, "max_tokens": tokens, "temperature": 0})
             first, last = 0.0, 0.0
             async for event in task.stream():
@@ -269,7 +276,10 @@ async def _bus(where: str) -> AsyncIterator[Play]:
                     first = first or last
             final = await task.result()
             assert final.usage is not None
-            return first, last, final.usage.completion_tokens
+            began = time.perf_counter()
+            await net.bus.request("echo", b"x" * 200, timeout=5)
+            bare_ms = (time.perf_counter() - began) * 1e3
+            return Answer(asked, first, last, final.usage.completion_tokens, final.timings.negotiation_ms, bare_ms)
 
         yield lambda streams: _play(ask, streams)
 

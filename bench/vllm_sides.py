@@ -24,7 +24,7 @@ from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
-__all__ = ["SIDES", "Side", "opened"]
+__all__ = ["DRIVERS", "SIDES", "Side", "opened"]
 
 ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", "AsyncLLM": "AsyncLLM"}
 """Those of vLLM itself, each in its player's process."""
@@ -144,6 +144,7 @@ async def _network(
         env = {"MODELNET_URL": url, "MODELNET_REDIS_URL": "redis://127.0.0.1:1/0", "MODELNET_DATA": str(folder.parent)}
         env |= {"MODELNET_LOG_LEVEL": "info", "MODELNET_WORKERS_FILE": str(file), **cached(cache)}
         children = [spawn(["modelnet.run", "workers.negotiator:app"], b"negotiator_started", env)]
+        children.append(spawn(["bench.lifecycle_floor", "echo", "0"], b"ready", {"FLOOR_URL": url}))
         try:
             starting = asyncio.to_thread(spawn, ["modelnet.run", "workers.vllm:app"], b"workers_joined", env)
             children.append(await starting)

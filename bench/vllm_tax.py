@@ -30,7 +30,7 @@ from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
 from bench.vllm_players import Question, Stream, summary
-from bench.vllm_sides import SIDES, opened
+from bench.vllm_sides import DRIVERS, SIDES, opened
 
 __all__ = ["main"]
 
@@ -99,7 +99,20 @@ def report(found: Measured, peak: float, rounds: int, requests: int) -> str:
             ratios = [one["tok/s"] / base["tok/s"] for one, base in zip(each, alone, strict=True)]
             shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
             lines.append(f"{side:<18}{row}   {statistics.median(ratios):.2f} ({shown})")
+        lines += [
+            added(side, by_share[share], found[SIDES[1]][share]) for side, by_share in found.items() if side in DRIVERS
+        ]
     return "\n".join(lines)
+
+
+def added(side: str, each: list[dict[str, float]], alone: list[dict[str, float]]) -> str:
+    """What a network adds to AsyncLLM's first token, and what its messages take by themselves beside the engine."""
+    more = statistics.median(one["TTFT p50"] - base["TTFT p50"] for one, base in zip(each, alone, strict=True))
+    bare, auction = (statistics.median(one[name] for one in each) for name in ("bare p50", "auction p50"))
+    return (
+        f"{side}: first token +{more:.1f} ms over {SIDES[1]}'s, p50; "
+        f"two bare round trips there and the auction: 2 x {bare:.1f} + {auction:.1f} = {2 * bare + auction:.1f} ms"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,14 +120,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="at each rate")
-    parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=SIDES[1:], help="beside LLMEngine")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES[2:], default=SIDES[2:], help="beside LLMEngine and AsyncLLM"
+    )
     parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM and Ray are, or are installed")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
     with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, [SIDES[0], *args.sides], args.peers))
+        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, [*SIDES[:2], *args.sides], args.peers))
     text = report(found, peak, rounds, requests)
     sys.stdout.write(text + "\n")
     if args.write:

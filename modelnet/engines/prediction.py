@@ -85,12 +85,16 @@ class _Window:
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self._values = deque(values, maxlen=_WINDOW)
+        self._sorted: list[float] = []
+        """The same, once they were asked about."""
 
     def learn(self, value: float) -> None:
         self._values.append(value)
+        self._sorted = []
 
     def at(self, share: float, default: float = 1.0) -> float:
-        return quantile(sorted(self._values), share) if self._values else default
+        self._sorted = self._sorted or sorted(self._values)
+        return quantile(self._sorted, share) if self._sorted else default
 
     def save(self) -> list[float]:
         return list(self._values)
@@ -99,7 +103,7 @@ class _Window:
         values = [float(value) for value in saved]
         if not all(map(math.isfinite, values)):
             raise ValueError("a window holds numbers")
-        self._values = deque(values, maxlen=_WINDOW)
+        self._values, self._sorted = deque(values, maxlen=_WINDOW), []
 
 
 @dataclass(slots=True)

@@ -163,6 +163,10 @@ def pooled(output: Any) -> Pooled | EngineError:
     return Pooled(tuple(data), len(output.prompt_token_ids))
 
 
+def _nothing(*_: Any) -> None:
+    """What is done about what nobody wants to know."""
+
+
 class Probe:
     """The engine's numbers, as vLLM hands them to a stat logger.
 
@@ -196,22 +200,22 @@ class Probe:
         return min(max(int(interval_s(requests) / token_s), 1), MOST_TOKENS_APART)
 
     def loggers(self) -> list[Any]:
-        """For `stat_loggers=`."""
-        from vllm.v1.metrics.loggers import StatLoggerBase
+        """For `stat_loggers=`. One in the place of vLLM's for Prometheus, which it adds where none is there: nobody
+        reads that here, and it makes several entries for each request at every step."""
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         record = self._record
 
-        class Logger(StatLoggerBase):  # type: ignore[misc]
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-                self._index = engine_index
+        class Logger(PrometheusStatLogger):  # type: ignore[misc]
+            def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+                """Without its metrics."""
 
             def record(
                 self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
             ) -> None:
-                record(self._index, scheduler_stats, iteration_stats)
+                record(engine_idx, scheduler_stats, iteration_stats)
 
-            def log_engine_initialized(self) -> None:
-                pass
+            log_engine_initialized = record_sleep_state = record_admission_rejection = _nothing
 
         return [Logger]
 
