@@ -148,11 +148,19 @@ class ChildProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
 
-    def restart(self) -> None:
-        """Ask it to end in good order; it is started again at once."""
-        if self.pid is not None:
+    def restart(self, grace_s: float = 5.0) -> None:
+        """Ask it to end in good order, and kill it if it has not after `grace_s`; it is started again at once."""
+        process = self._process
+        if process is not None and process.returncode is None:
             self._again = True
-            os.kill(self.pid, signal.SIGTERM)
+            process.terminate()
+            # nats-server that cannot write may hang on its way out.
+            asyncio.get_running_loop().call_later(grace_s, self._kill_late, process)
+
+    def _kill_late(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            log.warning("process_killed", process=self.name)
+            process.kill()
 
     def kill(self) -> None:
         """Kill it as a crash would; it is restarted."""
