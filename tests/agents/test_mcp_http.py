@@ -179,7 +179,10 @@ async def test_a_hundred_calls_at_once_each_get_their_own(door: Door, worker: Wo
 
         calls = [asyncio.create_task(call(number)) for number in range(100)]
         for _ in range(100):
-            await soon(worker.started)
+            begun = asyncio.create_task(soon(worker.started))
+            await asyncio.wait({begun, *calls}, return_when=asyncio.FIRST_COMPLETED)
+            assert [call.exception() or call.result() for call in calls if call.done()] == []
+            await begun
         worker.gate.set()
         results = await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)
     assert [result.structured_content for result in results] == [{"text": f"begun {n}"} for n in range(100)]
