@@ -3,7 +3,8 @@
 Below a floor of free space the task stream takes nothing new: publishers are refused at once, and what is left of the
 disk is for tasks that were accepted. If a write fails all the same, nats-server (2.15) neither answers publishers nor
 writes to that stream again until it is restarted, so it is restarted: closed while there is no room, open once there
-is.
+is. A purge that meets the full disk makes it wait for itself, for ever (fileStore.PurgeEx): then it says nothing any
+more, and is restarted as well.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ FLOOR_BYTES = 64 << 20
 TICK_S = 0.5
 _TIMEOUT_S = 2.0
 
+_SILENCES = 3
+"""So often in a row a server that has answered before may say nothing of its health."""
+
 State = Literal["open", "braked", "closed"]
+Health = Literal["fine", "write_error", "silent", "away"]
 
 
 class StorageGuard:
@@ -51,6 +56,9 @@ class StorageGuard:
         """`braked`: no new tasks; `closed`: nothing at all is stored."""
         self._mending: int | None = None
         """Process id of a server that was told to end for a failed write."""
+        self._answered: int | None = None
+        """Process id of the server that answered last: one that recovers its streams may take its time."""
+        self._silences = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -69,10 +77,10 @@ class StorageGuard:
         """Look once, and do what is to be done."""
         free = shutil.disk_usage(self._server.data).free
         low, ample = free < self._floor, free >= 2 * self._floor
-        if await asyncio.to_thread(_write_failed, self._server.monitor_url):
+        if (wrong := await self._wrong()) is not None:
             if self._server.pid not in (None, self._mending):
                 self._mending = self._server.pid
-                self._restart("open" if ample else "closed", free)
+                self._restart("open" if ample else "closed", free, wrong)
         elif self.state == "closed":
             if ample:
                 self._server.limit_storage(None)
@@ -85,10 +93,22 @@ class StorageGuard:
             await self._bound_tasks(None)
             self._become("open", free)
 
-    def _restart(self, state: State, free: int) -> None:
+    async def _wrong(self) -> str | None:
+        """Why the server cannot go on, if it cannot."""
+        pid, health = self._server.pid, await asyncio.to_thread(_health, self._server.monitor_url)
+        if health == "silent":
+            self._silences += 1
+            hangs = pid is not None and pid == self._answered and self._silences >= _SILENCES
+            return "it does not answer" if hangs else None
+        self._silences = 0
+        if health != "away":
+            self._answered = pid
+        return "a write has failed" if health == "write_error" else None
+
+    def _restart(self, state: State, free: int, reason: str) -> None:
         self._server.limit_storage(1 if state == "closed" else None)
         self._server.restart()
-        log.warning("server_restarted", reason="a write has failed", free_bytes=free)
+        log.warning("server_restarted", reason=reason, free_bytes=free)
         self._become(state, free)
 
     def _become(self, state: State, free: int) -> None:
@@ -106,12 +126,14 @@ class StorageGuard:
             raise ConnectionFailed(f"the task stream cannot be bounded: {error.get('description')}")
 
 
-def _write_failed(monitor_url: str) -> bool:
-    """Whether the server says that a stream could not be written. A server that says nothing may be starting."""
+def _health(monitor_url: str) -> Health:
+    """What the server says of itself. `write_error`: a stream could not be written; `away`: it may be starting."""
     try:
         urllib.request.urlopen(f"{monitor_url}/healthz", timeout=_TIMEOUT_S).close()
     except urllib.error.HTTPError as answer:
-        return b"write error" in answer.read()
-    except OSError:
-        return False
-    return False
+        return "write_error" if b"write error" in answer.read() else "fine"
+    except TimeoutError:
+        return "silent"
+    except OSError as error:
+        return "silent" if isinstance(getattr(error, "reason", None), TimeoutError) else "away"
+    return "fine"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -185,6 +187,30 @@ async def test_a_full_disk_is_found_out_and_mended_by_itself(disk: Disk) -> None
         finals = [await task.final() for task in accepted]
         assert [(final.output, final.error) for final in finals] == [({"n": n}, None) for n in range(20)]
         assert (await (await network.client.submit("echo", {"n": 3})).result()).output == {"n": 3}
+
+
+async def test_a_server_that_hangs_is_replaced_and_one_that_starts_is_not(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelnet.guard._TIMEOUT_S", 0.3)
+    async with guarded(disk) as (network, guard):
+        await echo(network)
+        pid = guard._server.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(5):  # it has never answered: it may be recovering its streams
+            await guard.look()
+        os.kill(pid, signal.SIGCONT)
+        await guard.look()
+        assert guard._server.pid == guard._answered == pid
+        back = asyncio.Event()
+        network.on_reconnect = back.set
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(3):
+            await guard.look()
+        await until(back)
+        await becomes(network, "ready")
+        assert guard._server.pid not in (None, pid)
 
 
 async def test_up_goes_on_by_itself_after_a_full_disk(disk: Disk) -> None:
