@@ -11,13 +11,13 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-import nats.errors
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import journal, subjects
+from modelnet.bus.connection import unsubscribe
 from modelnet.bus.replay import last_of, read_all
 from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Final, Planned, Waiting, decode_entry, decode_event, new_id
@@ -107,7 +107,7 @@ class Listener:
 
     async def _follow_alone(self, tenant: str, task: str) -> Live:
         async def leave(_: Live) -> None:
-            await self._unsubscribe(sub)
+            await unsubscribe(sub)
 
         async def hear(msg: Msg) -> None:
             live.hear(msg)
@@ -124,7 +124,7 @@ class Listener:
             if len(self._subs) >= MAX_TENANTS:
                 heard = {tenant for tenant, _ in self._followed}
                 for idle in [tenant for tenant in self._subs if tenant not in heard]:
-                    await self._unsubscribe(self._subs.pop(idle))
+                    await unsubscribe(self._subs.pop(idle))
             self._subs[tenant] = await self._bus.subscribe(subjects.streams_on(tenant, self._lane), cb=self._hear)
 
     async def _hear(self, msg: Msg) -> None:
@@ -138,11 +138,6 @@ class Listener:
             readers.remove(live)
         if not readers:
             self._followed.pop(key, None)
-
-    async def _unsubscribe(self, sub: Subscription) -> None:
-        if self._bus.is_connected:
-            with contextlib.suppress(nats.errors.Error):
-                await sub.unsubscribe()
 
 
 class Following:

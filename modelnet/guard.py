@@ -55,7 +55,7 @@ class StorageGuard:
         self.state: State = "open"
         """`braked`: no new tasks; `closed`: nothing at all is stored."""
         self._mending: int | None = None
-        """Process id of a server that was told to end for a failed write."""
+        """Process id of a server that was told to end."""
         self._answered: int | None = None
         """Process id of the server that answered last: one that recovers its streams may take its time."""
         self._silences = 0

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import subjects
+from modelnet.bus.connection import unsubscribe
 from modelnet.client import Client
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import Beat, Contract, RollCall, WorkerCard
@@ -89,8 +89,7 @@ class Presence:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
         if self._sub is not None:
-            with contextlib.suppress(nats.errors.Error):  # the connection may be gone
-                await self._sub.unsubscribe()
+            await unsubscribe(self._sub)
 
     @property
     def contracts(self) -> list[Contract]:

@@ -22,6 +22,7 @@ from synadia_ai.agent_service import AgentService, PromptStream, RequestRejected
 from synadia_ai.agents import Envelope, StatusChunk
 from synadia_ai.agents.messages import encode_chunk
 
+from modelnet.bus.connection import unsubscribe
 from modelnet.bus.services import endpoint_name
 from modelnet.client import Client
 from modelnet.contracts import check, compile_schema
@@ -189,8 +190,7 @@ class Agents:
             with contextlib.suppress(ModelnetError):
                 await task.cancel()
         finally:
-            with contextlib.suppress(nats.errors.Error):
-                await sub.unsubscribe()
+            await unsubscribe(sub)
 
 
 async def _stream(task: TaskHandle, stream: PromptStream) -> None:

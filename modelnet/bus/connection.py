@@ -11,11 +11,12 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
 
-__all__ = ["Connection", "close", "connect", "connection_options", "listen"]
+__all__ = ["Connection", "close", "connect", "connection_options", "listen", "unsubscribe"]
 
 log = structlog.get_logger(__name__)
 
@@ -160,8 +161,14 @@ async def listen(nc: Client, subject: str) -> AsyncIterator[asyncio.Queue[Msg]]:
     try:
         yield heard
     finally:
-        if nc.is_connected:
-            await sub.unsubscribe()
+        await unsubscribe(sub)
+
+
+async def unsubscribe(sub: Subscription) -> None:
+    """End a subscription, whatever state its connection is in. While the server is away, too: else the next connection
+    would have it again."""
+    with contextlib.suppress(nats.errors.Error):
+        await sub.unsubscribe()
 
 
 async def close(nc: Client) -> None:

@@ -26,6 +26,8 @@ from nats.micro.service import (
     control_subject,
 )
 
+from .connection import unsubscribe
+
 __all__ = ["PROTOCOL", "Endpoint", "Service", "Statistics", "endpoint_name"]
 
 PROTOCOL = "modelnet/1"
@@ -109,11 +111,10 @@ class Service:
                 self._subscriptions.append(subscription)
 
     async def close(self) -> None:
-        """Answer no more; harmless if it never did. Without a server there is nobody who could ask."""
+        """Answer no more; harmless if it never did."""
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
-            if self._nc.is_connected:
-                await subscription.unsubscribe()
+            await unsubscribe(subscription)
 
     def _answer(self, tell: Callable[[], Any]) -> Callable[[Msg], Any]:
         async def answer(msg: Msg) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
-import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+
+from modelnet.bus.connection import unsubscribe
 
 __all__ = ["Tap"]
 
@@ -39,9 +39,8 @@ class Tap:
     async def close(self) -> None:
         """Hear nothing any more."""
         sub, self._sub = self._sub, None
-        if sub is not None and not self._nc.is_closed:
-            with contextlib.suppress(nats.errors.Error):
-                await sub.unsubscribe()
+        if sub is not None:
+            await unsubscribe(sub)
 
     async def _take(self, msg: Msg) -> None:
         if self._sub is None:

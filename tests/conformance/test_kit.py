@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from modelnet.bus import subjects
 from modelnet.conformance import REQUIREMENTS, ClientSuite, Report, WorkerSuite
+from modelnet.conformance.client import _covers
 from modelnet.conformance.desk import Terms
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.settings import Settings
@@ -99,6 +101,25 @@ async def test_javascript_keeps_all(node_examples: Path, runs: Runs, role: str) 
     report = await runs[f"javascript {role}"]
     assert broken(report) == {}
     assert unchecked(report) == {}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covers"),
+    [
+        ("result.t.task01.task01.>", True),
+        ("result.t.task01.task01.*", True),
+        ("result.t.task01.>", True),
+        ("result.*.task01.>", True),
+        (">", True),
+        ("result.t.task01.*", False),
+        ("result.t.task02.>", False),
+        ("result.t.task01.task0.>", False),
+        ("result.t.task01.task01.status.>", False),
+        ("_INBOX.x.*", False),
+    ],
+)
+async def test_a_client_may_subscribe_to_more_than_its_task(pattern: str, covers: bool) -> None:
+    assert _covers(pattern, subjects.accepted("t", "task01", "status")) is covers
 
 
 async def test_a_worker_that_does_not_start_is_said_to_have_ended() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -11,9 +12,11 @@ import pytest
 import modelnet
 from modelnet import following
 from modelnet.bus import subjects
+from modelnet.bus.connection import listen
+from modelnet.bus.embedded import EmbeddedNats
 from modelnet.following import Listener
 from modelnet.messages import new_id
-from tests.network.stage import Network, events
+from tests.network.stage import Network, events, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -122,6 +125,27 @@ async def test_tenants_without_tasks_are_heard_no_more(network: Network, monkeyp
         await (await client.submit("wait.many", {}, tenant="fourth")).result()
         assert tenants_heard(client) == {"kept", "fourth"}
         assert (await kept.result()).status == "completed"
+
+
+async def test_what_is_left_while_the_server_is_away_is_not_heard_again(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    async with modelnet.connect(server.url) as client:
+        alone = await client.listener.follow("default", new_id())
+        other = await client.listener.follow("other", client.listener.new_id())
+        away = asyncio.Event()
+
+        async def on_disconnect() -> None:
+            away.set()
+
+        client.bus._disconnected_cb = on_disconnect
+        await server.stop()
+        await until(away)
+        async with listen(client.bus, "result.heard.>"):
+            pass
+        await alone.close()
+        await other.close()
+        assert tenants_heard(client) == {"other"}  # its lane's, to be heard again
 
 
 async def test_a_subscription_that_fails_leaves_no_reader(network: Network) -> None:

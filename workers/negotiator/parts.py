@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 
 from modelnet.bus import journal, subjects
 from modelnet.bus.bodies import Bodies
+from modelnet.bus.connection import unsubscribe
 from modelnet.bus.replay import last_of
 from modelnet.client import Client
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge, UnknownTask, UsageError
@@ -96,9 +97,7 @@ class Parts:
                 part.published.set()
             await self._until_done(held, id, lambda: self._watch(held, order, part))
         finally:
-            if self._nc.is_connected:
-                with contextlib.suppress(nats.errors.Error):
-                    await sub.unsubscribe()
+            await unsubscribe(sub)
 
     async def _until_done(self, held: Held, id: str, work: Callable[[], Awaitable[None]]) -> None:
         while self._hand.holds(held) and not held.undertaking.over and not self._nc.is_closed:
