@@ -186,7 +186,7 @@ async def test_a_hundred_calls_at_once_each_get_their_own(door: Door, worker: Wo
         worker.gate.set()
         results = await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)
     assert [result.structured_content for result in results] == [{"text": f"begun {n}"} for n in range(100)]
-    assert all(messages == ["begun ", "50%: half way", str(number)] for number, messages in heard.items())
+    assert heard == {number: ["begun ", "50%: half way", str(number)] for number in range(100)}
 
 
 @pytest.mark.parametrize("mode", MODES)
