@@ -1,8 +1,8 @@
 """What a network leaves of an engine's tokens when many streams run at once: vLLM's AsyncLLM asked directly, `vllm
 serve` over HTTP, and modelnet. Made for a GPU; runs on a CPU with the smallest model.
 
-    python -m bench.vllm_streams [--model llama-1b] [--streams 1 64 256 1024] [--each 6 4 3 2] [--rounds 3]
-                                 [--minutes 4] [--sides …] [--write]
+    python -m bench.vllm_streams [--model llama-1b] [--streams 1 64 256 1024] [--each 3 8 3 2] [--rounds 3]
+                                 [--minutes 9] [--sides …] [--write]
 
 Closed loop: each stream asks `--each` times, one after another, for answers of half to one and a half times so many
 tokens, so that streams do not keep step. The engines have the same options and stand beside one another on the same
@@ -153,11 +153,14 @@ def main(arguments: list[str] | None = None) -> None:
     gpu = has_gpu()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-1b" if gpu else "tiny")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256, 1024] if gpu else [1, 4, 16])
-    parser.add_argument("--each", type=int, nargs="+", default=[6, 4, 3, 2] if gpu else [6, 4, 3], help="answers")
+    usual = [1, 64, 256, 1024] if gpu else [1, 4, 16]
+    parser.add_argument("--streams", type=int, nargs="+", default=usual)
+    parser.add_argument("--each", type=int, nargs="+", default=[3, 8, 3, 2] if gpu else [6, 4, 3], help="answers")
     parser.add_argument("--tokens", type=int, default=256, help="of an answer, on average")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=4.0, help="no round begins that would end after them")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0 if gpu else 4.0, help="no round begins that would end after them"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=list(SIDES[1:]), help="beside AsyncLLM")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
@@ -168,8 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write(text + "\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)
-        RESULTS.joinpath(f"vllm_streams_{args.model}.txt").write_text(text + "\n")
-        RESULTS.joinpath(f"vllm_streams_{args.model}.json").write_text(json.dumps(found) + "\n")
+        name = "_".join(["vllm_streams", args.model, *(map(str, args.streams) if args.streams != usual else ())])
+        RESULTS.joinpath(f"{name}.txt").write_text(text + "\n")
+        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from modelnet.bus import subjects
 from modelnet.bus.connection import unsubscribe
+from modelnet.bus.hearing import deaf_times
 from modelnet.client import Client
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import Beat, Contract, RollCall, WorkerCard
@@ -152,23 +153,26 @@ class Presence:
         self._recount()
 
     async def _keep(self) -> None:
-        """Drop those that fall silent. After a lost connection nobody's silence counts, and all are called again."""
+        """Drop those that fall silent. Nobody's silence counts while this process heard nobody, and after a lost
+        connection all are called again."""
         reconnects = self._client.reconnects
-        while True:
-            await asyncio.sleep(self._client.settings.beat_s)
-            now, bus = time.monotonic(), self._client.bus
+        bus = self._client.bus
+        async for deaf_s in deaf_times(bus, self._client.settings.beat_s):
+            now = time.monotonic()
             if self._sub is None:
                 with contextlib.suppress(ConnectionFailed):
                     await self._learn()
-            elif not bus.is_connected or reconnects != self._client.reconnects:
+            elif bus.is_connected and reconnects != self._client.reconnects:
+                reconnects = self._client.reconnects
                 for present in self._live.values():
                     present.seen = now
-                if bus.is_connected:
-                    reconnects = self._client.reconnects
-                    await bus.publish(subjects.ROLL_CALL, RollCall().encode())
-            elif lost := [name for name, present in self._live.items() if now - present.seen > self._lost_after_s]:
-                log.info("workers_lost", workers=lost)
-                self._drop(lost)
+                await bus.publish(subjects.ROLL_CALL, RollCall().encode())
+            else:
+                for present in self._live.values():
+                    present.seen += deaf_s
+                if lost := [name for name, one in self._live.items() if now - one.seen > self._lost_after_s]:
+                    log.info("workers_lost", workers=lost)
+                    self._drop(lost)
 
     def _recount(self) -> None:
         digests: dict[str, Counter[str]] = defaultdict(Counter)

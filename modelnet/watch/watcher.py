@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from modelnet.bus import subjects
 from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.hearing import deaf_times
 from modelnet.bus.journal import read as read_journal
 from modelnet.bus.replay import Stored, read_all
 from modelnet.errors import ConnectionFailed, ModelnetError
@@ -130,17 +131,11 @@ class Watcher:
 
     async def _keep_time(self) -> None:
         """Tick, for ever; and tell silence of the workers from a deafness of one's own."""
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            elapsed_s, last = now - last, now
+        async for deaf_s in deaf_times(self._bus, TICK_S):
             connected = self._bus.is_connected
             self.view.note("bus", None if connected else "the connection to NATS is lost; it is tried again")
-            if not connected or self._beats.was_full:
-                self.view.excuse(elapsed_s)
-            elif elapsed_s > 2 * TICK_S:
-                self.view.excuse(elapsed_s - TICK_S)
+            if deaf_s or self._beats.was_full:
+                self.view.excuse(max(deaf_s, TICK_S))
             self.view.tick(time.time())
             async with self.ticked:
                 self.ticked.notify_all()

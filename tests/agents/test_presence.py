@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import modelnet
+from modelnet.bus import subjects
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import Contract
@@ -54,15 +57,42 @@ async def test_who_is_there_is_known_when_it_opens(network: Network) -> None:
         await gone
 
 
-async def test_a_worker_that_is_killed_is_missed(network: Network) -> None:
-    env = {**os.environ, "MODELNET_URL": network.config.url, "MODELNET_BEAT_S": "0.2", "LONE_NAME": "killed"}
+@asynccontextmanager
+async def lone_worker(network: Network, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker in a process of its own, which is killed in the end."""
+    env = {**os.environ, "MODELNET_URL": network.config.url, "MODELNET_BEAT_S": "0.2", "LONE_NAME": name}
     command = [sys.executable, "-m", "modelnet.run", "tests.network.lone_worker:app"]
-    async with presence_on(network) as presence:
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL)
-        await until(presence, lambda: presence.contract("lone.speak") is not None)
-        process.send_signal(signal.SIGKILL)
-        await until(presence, lambda: presence.contract("lone.speak") is None)
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
+
+
+async def test_a_worker_that_is_killed_is_missed(network: Network) -> None:
+    async with presence_on(network) as presence, lone_worker(network, "killed") as process:
+        await until(presence, lambda: presence.contract("lone.speak") is not None)
+        process.kill()
+        await until(presence, lambda: presence.contract("lone.speak") is None)
+
+
+async def test_nobody_is_missed_by_one_who_was_too_busy_to_listen(network: Network) -> None:
+    silence_s = network.config.beat_s * (network.config.missed_beats + 3) + 0.5
+    async with presence_on(network) as presence, lone_worker(network, "heard") as process:
+        await until(presence, lambda: presence.contract("lone.speak") is not None)
+        missed = asyncio.create_task(until(presence, lambda: presence.contract("lone.speak") is None))
+        beats = await network.client.bus.subscribe(subjects.beat("heard"))
+        await beats.next_msg(PATIENCE_S)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(silence_s)  # noqa: ASYNC251 - this is what keeps it busy
+        process.send_signal(signal.SIGCONT)
+        for _ in range(3):
+            await beats.next_msg(PATIENCE_S)
+        await beats.unsubscribe()
+        assert not missed.done()
+        missed.cancel()
 
 
 async def test_of_several_contracts_the_commonest_is_shown_and_asked_for(network: Network) -> None:

@@ -333,6 +333,9 @@ class Negotiator:
         held = self._hand.in_auction(auction)
         if held is None:
             return
+        if bidder == self.id:  # our own word: who has not bid by now is too late
+            await self._run(held, held.negotiation.on_timer("window", auction, time.monotonic()))
+            return
         try:
             reply = decode_bid_reply(msg.data)
         except ValidationError:
@@ -579,8 +582,20 @@ class Negotiator:
             if timer == "notice":
                 return  # readers are told of a wait that lasts, also if it is made of many short ones
             running.cancel()
-        held.timers[timer] = asyncio.get_running_loop().call_later(delay_s, self._on_timer, held, timer, key)
+        loop = asyncio.get_running_loop()
+        held.timers[timer] = loop.call_later(delay_s, self._on_timer, held, timer, key, delay_s)
 
-    def _on_timer(self, held: Held, timer: cmd.Timer, key: str) -> None:
-        held.timers.pop(timer, None)
-        self._spawn(self._run(held, held.undertaking.on_timer(timer, key, time.monotonic())))
+    def _on_timer(self, held: Held, timer: cmd.Timer, key: str, delay_s: float) -> None:
+        del held.timers[timer]
+        awaited = self._awaited(held, timer, key)
+        if awaited is None:
+            self._spawn(self._run(held, held.undertaking.on_timer(timer, key, time.monotonic())))
+        else:  # a word to oneself, which is read behind all that was said until now; should it be lost, another
+            self._start_timer(held, timer, key, delay_s)
+            self._spawn(self._nc.publish(awaited))
+
+    def _awaited(self, held: Held, timer: cmd.Timer, key: str) -> str | None:
+        """Where the answer arrives that a timer bounds the wait for; None if it bounds none, or that is over."""
+        if timer == "window" and self._hand.in_auction(key) is held:
+            return f"{subjects.bids(self.id, key)}.{self.id}"
+        return self._receipts.awaited(held) if timer == "award" else None

@@ -77,6 +77,10 @@ class Receipts:
         """Task and attempt whose award was answered."""
         return self._awards.pop(token, None)
 
+    def awaited(self, held: Held) -> str | None:
+        """Where the answer to the task's award arrives, if it has not."""
+        return f"{self._inbox}.a.{held.award}" if held.award in self._awards else None
+
     def drop_award(self, held: Held) -> None:
         """Nobody waits for the answer to its award any more."""
         self._awards.pop(held.award, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -12,6 +11,7 @@ from nats.aio.client import Client
 
 from modelnet.bus import subjects
 from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.hearing import deaf_times
 from modelnet.market import Directory
 from modelnet.market import commands as cmd
 from modelnet.messages import Beat, CancelAttempt
@@ -26,9 +26,6 @@ log = structlog.get_logger("negotiator")
 
 LOOK_S = 0.25
 """How often it looks who is lost: so much later than it could be is the next attempt, at worst."""
-
-DEAF_S = 0.25
-"""A loop that comes so much later than it should has heard nobody meanwhile."""
 
 
 class Watch:
@@ -58,18 +55,10 @@ class Watch:
 
     async def keep(self) -> None:
         """Look who is lost, for ever."""
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = time.monotonic()
-            elapsed_s, last = now - last, now
-            # A process that was frozen, or cut off, has heard nobody: that says nothing about them.
-            if not self._nc.is_connected:
-                self._directory.excuse(elapsed_s)
-                continue
-            if elapsed_s - LOOK_S > DEAF_S:
-                self._directory.excuse(elapsed_s - LOOK_S)
-            for worker in self._directory.lost(now):
+        async for deaf_s in deaf_times(self._nc, LOOK_S):
+            if deaf_s:
+                self._directory.excuse(deaf_s)
+            for worker in self._directory.lost(time.monotonic()):
                 log.warning("worker_lost", worker=worker)
                 try:
                     await self._lost(worker)

@@ -1,0 +1,67 @@
+"""Those who judge others by their silence are deaf for a while, and lay that on nobody."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from nats.aio.msg import Msg
+
+import modelnet
+from modelnet.bus import subjects
+from modelnet.bus.embedded import EmbeddedNats
+from modelnet.bus.hearing import deaf_times
+from modelnet.messages import Delta
+from tests.network import lone_worker
+from tests.network.stage import Network, fast
+from tests.network.test_deaths import lone_process
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_negotiator_that_was_frozen_awaits_the_answers_to_what_it_asked(
+    nats_server: EmbeddedNats, tmp_path: Path
+) -> None:
+    """Bids and a Confirm lie in its socket as it wakes, and their time is over."""
+    asked: list[str] = []
+
+    async def freeze(msg: Msg) -> None:
+        asked.append(msg.subject)
+        time.sleep(1.0)  # noqa: ASYNC251 - nobody in this process hears anything meanwhile
+
+    async with Network(fast(nats_server.url, bid_window_ms=200.0, award_timeout_ms=400.0)) as network:
+        await network.negotiator()
+        lone = lone_process(network, tmp_path)
+        await lone.start()
+        try:
+            for subject in (subjects.capability("lone.speak"), subjects.award("lone")):
+                await network.client.bus.subscribe(subject, cb=freeze)
+            task = await network.client.submit("lone.speak", {}, deadline_s=30)
+            text = ""
+            async for event in task.stream():
+                text += event.text if isinstance(event, Delta) else ""
+                if text == "".join(lone_worker.WORDS):
+                    break
+            await task.cancel()
+            final = await task.final()
+        finally:
+            await lone.stop()
+    assert (final.status, final.attempts) == ("cancelled", 1)
+    assert asked == [subjects.capability("lone.speak"), subjects.award("lone")]
+
+
+async def test_it_is_deaf_while_its_connection_is_away_and_while_it_is_busy(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    async with modelnet.connect(server.url) as net:
+        deaf = deaf_times(net.bus, 0.01)
+        await anext(deaf)
+        busy_s = 0.5
+        time.sleep(busy_s)  # noqa: ASYNC251 - this is what keeps it busy
+        assert await anext(deaf) >= busy_s - 0.01
+        await server.stop()
+        while net.bus.is_connected:
+            await anext(deaf)
+        assert await anext(deaf) >= 0.01
+    await deaf.aclose()
