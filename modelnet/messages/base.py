@@ -76,13 +76,15 @@ class Part(BaseModel):
         """An instance of values that this process has made itself, unchecked. Pydantic's own takes twice as long: it
         looks for aliases, and no message has any."""
         blank, made, required = _blank(cls)
-        fields = blank | values
-        for name, make in made.items():
-            if name not in values:
-                fields[name] = make()
-        if not required <= values.keys():
-            for name in required - values.keys():
-                del fields[name]
+        fields = values
+        if len(values) < len(blank):
+            fields = blank | values
+            for name, make in made.items():
+                if name not in values:
+                    fields[name] = make()
+            if not required <= values.keys():
+                for name in required - values.keys():
+                    del fields[name]
         message = cls.__new__(cls)
         object.__setattr__(message, "__dict__", fields)
         object.__setattr__(message, "__pydantic_fields_set__", set(values) if _fields_set is None else _fields_set)
