@@ -134,9 +134,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write(text + "\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)
-        RESULTS.joinpath("vllm_tax.txt").write_text(text + "\n")
+        name = "_".join(["vllm_tax", *(args.sides if args.sides != SIDES[2:] else ())]).replace(", ", "-")
+        RESULTS.joinpath(f"{name}.txt").write_text(text + "\n")
         raw: dict[str, Any] = {"requests_per_s": peak, "sides": found}
-        RESULTS.joinpath("vllm_tax.json").write_text(json.dumps(raw) + "\n")
+        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(raw) + "\n")
 
 
 if __name__ == "__main__":
