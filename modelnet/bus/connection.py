@@ -9,7 +9,7 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -22,8 +22,9 @@ log = structlog.get_logger(__name__)
 
 
 class Connection(Client):  # type: ignore[misc]  # nats-py has no types
-    """nats-py's client, which as it is may give up reconnecting, reconnect for ever after it was closed, or swallow a
-    cancellation: where one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing."""
+    """nats-py's client, which as it is may give up reconnecting, reconnect for ever after it was closed, take for
+    flushed what it has not sent, or swallow a cancellation: where one meets a result, asyncio.wait_for (before Python
+    3.12) returns that and says nothing."""
 
     async def request(self, *args: Any, **options: Any) -> Msg:
         """As nats-py's, and it ends when it is cancelled."""
@@ -34,6 +35,13 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
         if task.cancelling() > cancelled:
             raise asyncio.CancelledError
         return msg
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """As nats-py's, behind what waits to be sent and not ahead of it: what a flush proves is that the server has
+        read all of that."""
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
     async def _attempt_reconnect(self) -> None:
         """Until it is connected or closed.

@@ -77,6 +77,12 @@ class Stage:
             await asyncio.wait_for(self._news.wait_for(lambda: enough(self.heard)), PATIENCE_S)
 
 
+async def flushed(bus: Bus) -> None:
+    """Once the server has read all that was sent: flush() alone sends its PING ahead of what waits."""
+    await bus._flush_pending(force_flush=True)
+    await bus.flush()
+
+
 @asynccontextmanager
 async def staged(server: EmbeddedNats) -> AsyncIterator[Stage]:
     proxy = Proxy(server.port)
@@ -100,7 +106,7 @@ async def staged(server: EmbeddedNats) -> AsyncIterator[Stage]:
     stage = Stage(proxy, behind, straight)
     stage.reconnected = reconnected
     await behind.subscribe("heard", cb=stage.hear)
-    await behind.flush()
+    await flushed(behind)
     try:
         yield stage
     finally:
@@ -197,7 +203,7 @@ async def test_a_watcher_decides_over_each_frame(
                 all_heard.set()
 
         await stage.straight.subscribe("said", cb=hear)
-        await stage.straight.flush()
+        await flushed(stage.straight)
 
         def watch(direction: Direction, frame: Frame) -> Verdict:
             chosen = direction == "up" and frame.subject == "said" and frame.body == b"2"
@@ -206,7 +212,7 @@ async def test_a_watcher_decides_over_each_frame(
         stage.proxy.watch = watch
         for body in (b"1", b"2", b"3"):
             await stage.behind.publish("said", body)
-        await stage.behind._flush_pending(force_flush=True)  # flush() alone sends its PING in front of what is pending
+        await stage.behind._flush_pending(force_flush=True)
         with_end = verdict in (Verdict.PASS_AND_END, Verdict.DROP_AND_END)
         if with_end:
             with pytest.raises((nats.errors.Error, TimeoutError)):

@@ -53,11 +53,7 @@ class Ear:
 
     async def __aenter__(self) -> Self:
         self._sub = await self._bus.subscribe(self._subject, cb=self._hear)
-        # Not by flush: nats-py writes its PING ahead of what waits to be sent, subscriptions too.
-        proof = await self._bus.subscribe(inbox := self._bus.new_inbox())
-        await self._bus.publish(inbox)
-        await proof.next_msg(PATIENCE_S)
-        await proof.unsubscribe()
+        await self._bus.flush()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -21,6 +21,8 @@ from modelnet.bus.embedded import EmbeddedNats
 from modelnet.bus.outbox import Outbox
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import Contract, WorkerCard
+from tests.chaos.frames import Frame
+from tests.chaos.proxy import Direction, Proxy, Verdict
 from tests.network.stage import PATIENCE_S, Network, fast, until
 
 
@@ -212,3 +214,23 @@ async def test_a_worker_announces_itself_again_until_the_server_has_it(
         card = await catalogue.card(worker.id)
         assert card is not None
         assert card.worker == worker.id
+
+
+async def test_a_flush_proves_that_all_was_read(tmp_path: Path) -> None:
+    async with embedded(tmp_path) as (server, _):
+        proxy, sent = Proxy(server.port), list[str]()
+
+        def watch(direction: Direction, frame: Frame) -> Verdict:
+            if direction == "up":
+                sent.append(frame.verb)
+            return Verdict.PASS
+
+        await proxy.start()
+        nc = await connect(fast(f"nats://127.0.0.1:{proxy.port}"), "flusher")
+        proxy.watch = watch
+        await nc.subscribe("said")
+        await nc.publish("said", b"x")
+        await nc.flush()
+        assert sent == ["SUB", "PUB", "PING"]
+        await close(nc)
+        await proxy.stop()
