@@ -82,12 +82,8 @@ class Worker:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def network(nats_server: EmbeddedNats) -> AsyncIterator[Network]:
-    """A network with one negotiator, for the whole module.
-
-    All of it, doors and clients too, is one event loop: on a busy machine a hundred calls at once keep its worker from
-    confirming for seconds, and it is not to be passed over for that.
-    """
-    async with Network(fast(nats_server.url, award_timeout_ms=PATIENCE_S * 1e3)) as network:
+    """A network with one negotiator, for the whole module."""
+    async with Network(fast(nats_server.url)) as network:
         await network.negotiator()
         yield network
 
