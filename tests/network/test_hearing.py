@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -49,6 +51,36 @@ async def test_a_negotiator_that_was_frozen_awaits_the_answers_to_what_it_asked(
             await lone.stop()
     assert (final.status, final.attempts) == ("cancelled", 1)
     assert asked == [subjects.capability("lone.speak"), subjects.award("lone")]
+
+
+async def test_a_forged_word_closes_no_auction(nats_server: EmbeddedNats, tmp_path: Path) -> None:
+    requests: list[str] = []
+
+    async with Network(fast(nats_server.url, bid_window_ms=10_000.0)) as network:
+        negotiator, lone = await network.negotiator(), lone_process(network, tmp_path)
+        await lone.start()
+        pid = lone.pid
+        assert pid is not None
+
+        async def forge(msg: Msg) -> None:
+            requests.append(msg.reply)
+            await network.client.bus.publish(f"{msg.reply}.{negotiator.id}")
+            await network.client.bus.flush()
+            os.kill(pid, signal.SIGCONT)  # only now anybody bids
+
+        try:
+            await network.client.bus.subscribe(subjects.capability("lone.speak"), cb=forge)
+            os.kill(pid, signal.SIGSTOP)
+            task = await network.client.submit("lone.speak", {}, deadline_s=30)
+            async for event in task.stream():
+                if isinstance(event, Delta):
+                    break
+            await task.cancel()
+            await task.final()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await lone.stop()
+    assert len(requests) == 1
 
 
 async def test_it_is_deaf_while_its_connection_is_away_and_while_it_is_busy(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class Held:
     accepts: Callable[[str], bool]
     """Whether its input satisfies the contract of this digest, one that was announced since too."""
     timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
+    late: str = ""
+    """Auction whose time for bids is up: once our own word on that is read, it closes."""
     """The last started of each kind: an older one means nothing any more."""
     award: str = ""
     """Token of the award last sent."""

@@ -334,7 +334,8 @@ class Negotiator:
         if held is None:
             return
         if bidder == self.id:  # our own word: who has not bid by now is too late
-            await self._run(held, held.negotiation.on_timer("window", auction, time.monotonic()))
+            if held.late == auction:  # else it is forged, by a bidder who wants no other bids
+                await self._run(held, held.negotiation.on_timer("window", auction, time.monotonic()))
             return
         try:
             reply = decode_bid_reply(msg.data)
@@ -597,5 +598,6 @@ class Negotiator:
     def _awaited(self, held: Held, timer: cmd.Timer, key: str) -> str | None:
         """Where the answer arrives that a timer bounds the wait for; None if it bounds none, or that is over."""
         if timer == "window" and self._hand.in_auction(key) is held:
+            held.late = key
             return f"{subjects.bids(self.id, key)}.{self.id}"
         return self._receipts.awaited(held) if timer == "award" else None
