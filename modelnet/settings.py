@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     beat_s: float = Field(default=1.0, gt=0, description="Seconds between a worker's beats.")
     missed_beats: int = Field(default=3, ge=1, description="Beats missed before a worker counts as lost.")
     bid_window_ms: float = Field(default=200.0, gt=0, description="Longest time that an auction takes bids.")
-    award_timeout_ms: float = Field(default=2000.0, gt=0, description="Longest wait for Confirm or Decline.")
+    award_timeout_ms: float = Field(
+        default=2000.0, gt=0, description="Longest wait for the answer to an award, and again once asked."
+    )
     ack_wait_s: float = Field(default=10.0, ge=1, description="A negotiator silent for so long loses its tasks.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts awarded before a task fails.")
     drain_s: float = Field(default=30.0, ge=0, description="What runs may go on for so long when a worker stops.")

@@ -25,6 +25,8 @@ class Attempt:
     continues: bool
     awarded_at: float | None = None
     """None: not known, as for one that an older negotiator gave away."""
+    asked: bool = False
+    """Whether its worker was asked if it has it, as it did not answer the award."""
     confirmed_at: float | None = None
     claimed_ms: tuple[float, float] | None = None
     """Its bid's median and 90th percentile; None for an attempt that another negotiator gave away."""

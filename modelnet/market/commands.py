@@ -33,6 +33,7 @@ __all__ = [
     "Hold",
     "HoldDeposit",
     "HoldFunds",
+    "Inquire",
     "Learn",
     "ReadStream",
     "Recall",
@@ -114,6 +115,15 @@ class SendAward:
 
 
 @dataclass(frozen=True, slots=True)
+class Inquire:
+    """Ask a worker that does not answer its award whether it has it; then `on_award_reply`, for what answers either."""
+
+    worker: str
+    attempt: int
+    auction: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TellClaim:
     """Tell the other negotiators of an award."""
 
@@ -132,7 +142,8 @@ class CancelWork:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Another negotiator's attempt: `on_done` if its last event is stored; else ask the worker, then `on_recalled`."""
+    """Nobody knows what became of an attempt: `on_done` if its last event is stored; else ask the worker, then
+    `on_recalled`."""
 
     worker: str
     attempt: int
@@ -219,6 +230,7 @@ Command = (
     | StartTimer
     | Write
     | SendAward
+    | Inquire
     | TellClaim
     | CancelWork
     | Recall

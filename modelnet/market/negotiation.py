@@ -47,6 +47,7 @@ from .commands import (
     Command,
     Hold,
     HoldDeposit,
+    Inquire,
     Learn,
     ReadStream,
     Recall,
@@ -226,6 +227,8 @@ class Negotiation(Undertaking):
             current.must_have_begun(now)
             self.state = State.RUNNING
             return []
+        if current.asked:
+            return self._not_taken(current, now)
         if answer == "silent":
             return [*self._stop_work(), *self._lose(f"{current.worker} stopped answering", now)]
         return self._read_stream(now)  # the award never reached it, or it has started anew since
@@ -473,25 +476,43 @@ class Negotiation(Undertaking):
             self.state = State.RUNNING
             return []
         if reply is None:
-            commands = self._stop_work()
-            self._silent.append(current.worker)
-            self._last_error = ErrorInfo(code="worker_lost", message=f"{current.worker} did not take its award")
-            if len(self._silent) >= self._policy.max_silent:
-                return [*commands, *self._finish("failed", now, self._last_error)]
-        else:
-            commands = []
-            self._release(current)
-            if reply.reason in ("too_long", "unsupported"):
-                self._failed.add(current.worker)
-                message = f"{current.worker} declined: {reply.reason}"
-                self._last_error = ErrorInfo(code=reply.reason, message=message)
-        self._attempt, self._last_attempt = None, current
+            return self._not_taken(current, now)
+        if reply.reason == "unknown":  # asked whether it has it: it may be through, and its Done lost
+            self.state = State.RECALLING
+            return [Recall(current.worker, current.number, current.auction)]
+        self._release(current)
+        if reply.reason in ("too_long", "unsupported"):
+            self._failed.add(current.worker)
+            message = f"{current.worker} declined: {reply.reason}"
+            self._last_error = ErrorInfo(code=reply.reason, message=message)
+            return self._award_another(current, now)
+        return self._award_another(current, now, busy=not self._auction.spot)
+
+    def _on_silence(self, attempt: Attempt, now: float) -> list[Command]:
+        """The winner does not answer: it is asked once, behind its award, before the task is given to another. It may
+        have begun, and be too busy to say so."""
+        if self.state is not State.AWARDING or attempt.asked:
+            return self.on_award_reply(attempt.number, None, now)
+        attempt.asked = True
+        timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
+        return [Inquire(attempt.worker, attempt.number, attempt.auction), timer]
+
+    def _not_taken(self, attempt: Attempt, now: float) -> list[Command]:
+        """Its worker does not have it, or does not say."""
+        commands = self._stop_work()
+        self._silent.append(attempt.worker)
+        self._last_error = ErrorInfo(code="worker_lost", message=f"{attempt.worker} did not take its award")
+        if len(self._silent) >= self._policy.max_silent:
+            return [*commands, *self._finish("failed", now, self._last_error)]
+        return [*commands, *self._award_another(attempt, now)]
+
+    def _award_another(self, attempt: Attempt, now: float, *, busy: bool = False) -> list[Command]:
+        """To the next best of those that have bid, or after another auction; that waits if it was `busy`."""
+        self._attempt, self._last_attempt = None, attempt
         self._auction.pass_over(self._claims, now)
         if self._auction.winner() is not None:
-            return [*commands, *self._award_next(now)]
-        if reply is not None and reply.reason not in ("too_long", "unsupported") and not self._auction.spot:
-            return [*commands, *self._wait("busy")]
-        return [*commands, *self._open_auction(now)]
+            return self._award_next(now)
+        return self._wait("busy") if busy else self._open_auction(now)
 
     def _confirm(self, attempt: Attempt, now: float) -> None:
         if attempt.confirmed_at is None:
@@ -627,7 +648,7 @@ class Negotiation(Undertaking):
         if timer == "funds" and self.state is State.WAITING:
             return [*self._funds.ask(self._deadline - now)]
         if timer == "award" and self._attempt is not None and key == str(self._attempt.number):
-            return self.on_award_reply(self._attempt.number, None, now)
+            return self._on_silence(self._attempt, now)
         if timer == "deadline" and not self.over:
             late = self._attempt if self.state is State.RUNNING else None
             commands = super().on_timer(timer, key, now)

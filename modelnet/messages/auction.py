@@ -159,7 +159,8 @@ class Decline(Message):
 
 
 class AdoptAttempt(Message):
-    """A negotiator takes over another's task: does the worker still run this attempt? On `worker.<worker>.adopt`.
+    """Does the worker have this attempt in hand? On `worker.<worker>.adopt`, from a negotiator that takes over
+    another's task, or that has heard neither Confirm nor Decline of its award.
 
     Confirm: it does, and its Done goes to the asker. Decline: it does not know of it, or it has ended.
     """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from modelnet.market import Policy, State
-from modelnet.market.commands import AskForBids, Bury, CancelWork, Hold, ReadStream, SendAward, Write
+from modelnet.market.commands import AskForBids, Bury, CancelWork, Hold, Inquire, ReadStream, Recall, SendAward, Write
 from modelnet.messages import Awarded, ErrorInfo, Final
 from tests.market.table import Table, award_to, code, entry, final, finished, one, some, stopped, timers, transcript
 
@@ -123,7 +125,8 @@ def test_when_nobody_can_do_it_the_task_fails() -> None:
     assert code(final(table.decline(1, "too_long"))) == "too_long"
 
 
-def test_an_award_without_an_answer_goes_to_the_runner_up() -> None:
+def unanswered() -> Table:
+    """Two have bid, the better does not answer its award, and is asked whether it has it."""
     table = Table("w", "v")
     table.begin()
     table.bid("w", 10)
@@ -131,10 +134,44 @@ def test_an_award_without_an_answer_goes_to_the_runner_up() -> None:
     table.stored()
     assert table.timer("award", "2") == []
     commands = table.timer("award", "1")
+    assert one(commands, Inquire) == Inquire("w", 1, "auction1")
+    assert timers(commands) == {"award": pytest.approx(2.0)}
+    assert stopped(commands) == []
+    return table
+
+
+def test_an_award_without_an_answer_goes_to_the_runner_up() -> None:
+    table = unanswered()
+    commands = table.timer("award", "1")
     assert stopped(commands) == [("w", 1)]
     assert award_to(commands) == ("v", 2)
     assert table.confirm(1) == []  # too late
     assert table.negotiation.running is None
+
+
+def test_who_has_it_and_says_so_when_asked_goes_on() -> None:
+    table = unanswered()
+    assert table.confirm(1) == []
+    assert table.negotiation.running == ("w", 1, table.now)
+    assert table.timer("award", "1") == []
+    found = final(table.done("w"))
+    assert (found.status, found.worker, found.attempt, found.attempts) == ("completed", "w", 1, 1)
+
+
+def test_who_does_not_know_of_it_when_asked_may_be_through() -> None:
+    table = unanswered()
+    assert table.decline(1, "unknown") == [Recall("w", 1, "auction1")]
+    assert table.timer("award", "1") == []
+    assert final(table.done("w")).attempts == 1
+
+
+@pytest.mark.parametrize("answer", ["unknown", "silent"])
+def test_who_never_had_it_is_passed_over(answer: Literal["unknown", "silent"]) -> None:
+    table = unanswered()
+    table.decline(1, "unknown")
+    commands = table.recalled(1, answer)
+    assert stopped(commands) == [("w", 1)]
+    assert award_to(commands) == ("v", 2)
 
 
 def test_who_never_takes_its_award_is_asked_a_few_times_if_there_is_nobody_else() -> None:

@@ -243,9 +243,13 @@ class NegotiationMachine(RuleBasedStateMachine):
     def confirm(self, attempt: int) -> None:
         self._take(self.table.confirm(attempt))
 
-    @rule(attempt=attempts, reason=st.sampled_from(["busy", "draining", "too_long", "duplicate"]))
-    def decline(self, attempt: int, reason: Literal["busy", "draining", "too_long", "duplicate"]) -> None:
+    @rule(attempt=attempts, reason=st.sampled_from(["busy", "draining", "too_long", "duplicate", "unknown"]))
+    def decline(self, attempt: int, reason: Literal["busy", "draining", "too_long", "duplicate", "unknown"]) -> None:
         self._take(self.table.decline(attempt, reason))
+
+    @rule(attempt=attempts, answer=st.sampled_from(["running", "unknown", "silent"]))
+    def recalled(self, attempt: int, answer: Literal["running", "unknown", "silent"]) -> None:
+        self._take(self.table.recalled(attempt, answer))
 
     @rule(attempt=attempts)
     def silence(self, attempt: int) -> None:

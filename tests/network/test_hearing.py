@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
@@ -51,6 +52,38 @@ async def test_a_negotiator_that_was_frozen_awaits_the_answers_to_what_it_asked(
             await lone.stop()
     assert (final.status, final.attempts) == ("cancelled", 1)
     assert asked == [subjects.capability("lone.speak"), subjects.award("lone")]
+
+
+@pytest.mark.parametrize("lost", [("award",), ("award", "adopt")])
+async def test_a_worker_whose_confirm_is_lost_is_asked_and_keeps_its_task(
+    nats_server: EmbeddedNats, lost: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should it say nothing then either, another gets it."""
+    async with Network(fast(nats_server.url, award_timeout_ms=200.0)) as network:
+        workers = {name: network.worker(name) for name in ("cheap", "dear")}
+        over = network.ear((subjects.cancel_attempt if "adopt" in lost else subjects.adopt)("cheap"))
+
+        for name, worker in workers.items():
+
+            @worker.capability("unheard.speak", price=10 if name == "cheap" else 20)
+            async def speak(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+                if ctx.worker == "cheap":
+                    await over.until(bool)
+                return {"by": ctx.worker}
+
+        reply = workers["cheap"]._reply
+
+        async def lose(msg: Msg, reason: Any) -> None:
+            if msg.subject.rsplit(".", 1)[1] not in lost:
+                await reply(msg, reason)
+
+        monkeypatch.setattr(workers["cheap"], "_reply", lose)
+        await network.negotiator()
+        await network.join(*workers.values())
+        async with over:
+            final = await (await network.client.submit("unheard.speak", {}, budget=1_000)).final()
+    expected = ("cheap", 1) if lost == ("award",) else ("dear", 2)
+    assert (final.status, final.worker, final.attempts) == ("completed", *expected)
 
 
 async def test_a_forged_word_closes_no_auction(nats_server: EmbeddedNats, tmp_path: Path) -> None:

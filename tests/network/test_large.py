@@ -126,7 +126,7 @@ async def test_a_task_that_comes_twice_while_its_input_is_fetched_takes_one_slot
         reference = await client.bodies.store(value, client.settings.tenant, id, PATIENCE_S)
         task = Task(id=id, capability="large.again", input_ref=reference)
         for _ in range(2):  # without a message id, so the server does not see that it is one
-            await network.bus.publish(subjects.task(task), task.encode())
+            await network.bus.jetstream().publish(subjects.task(task), task.encode())
         assert (await client.task(id).result()).status == "completed"
     await network.stop(worker)
 

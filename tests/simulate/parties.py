@@ -329,6 +329,12 @@ class Shell(Party):
         """Confirm or Decline."""
         self._hear(task, lambda n: n.on_award_reply(attempt, reply, self.world.now))
 
+    def _on_inquired(self, task: str, worker: str, attempt: int, answer: str) -> None:
+        running = answer == "running"
+        self.on_award_reply(
+            task, attempt, Confirm(worker=worker) if running else Decline(worker=worker, reason="unknown")
+        )
+
     def on_done(self, done: Done) -> None:
         """A worker's notice."""
         self._hear(done.task, lambda n: n.on_done(done, None, self.world.now))
@@ -401,6 +407,10 @@ class Shell(Party):
                     assert world.books is None or task in world.books.held, "an award before its hold"
                     receiver = self._workers[worker]
                     world.send(receiver, partial(receiver.award, self, award))
+                case cmd.Inquire(worker, attempt, auction):
+                    asked = AdoptAttempt(tenant="t", task=task, attempt=attempt, auction=auction, negotiator=self.name)
+                    receiver, said = self._workers[worker], partial(self._on_inquired, task, worker, attempt)
+                    world.send(receiver, partial(receiver.adopt, self, asked, said))
                 case cmd.TellClaim(worker, claim):
                     for other in self.peers:
                         if other is not self:

@@ -38,6 +38,7 @@ from modelnet.market import (
 )
 from modelnet.market import commands as cmd
 from modelnet.messages import (
+    AdoptAttempt,
     Awarded,
     Beat,
     Bid,
@@ -418,6 +419,9 @@ class Negotiator:
         if award is None:
             return
         held, attempt = award
+        if not msg.data and not msg.headers:  # our own word
+            await self._run(held, held.negotiation.on_timer("award", str(attempt), time.monotonic()))
+            return
         try:
             reply = None if msg.headers and "Status" in msg.headers else decode_award_reply(msg.data)
         except ValidationError:
@@ -507,6 +511,12 @@ class Negotiator:
                 case cmd.SendAward(worker, award):
                     await self._receipts.award(held, worker, award)
                     log.debug("task_awarded", task=task.id, worker=worker, attempt=award.attempt, price=award.price)
+                case cmd.Inquire(worker, attempt, auction):
+                    question = AdoptAttempt(
+                        tenant=task.tenant, task=task.id, attempt=attempt, auction=auction, negotiator=self.id
+                    )
+                    await self._receipts.inquire(held, worker, question)
+                    log.debug("award_unanswered", task=task.id, worker=worker, attempt=attempt)
                 case cmd.TellClaim(worker, claim):
                     await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
                 case cmd.AskForBids(request, to):

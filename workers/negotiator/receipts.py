@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nats.aio.client import Client
 
 from modelnet.bus import journal, subjects
-from modelnet.messages import Award, JournalEntry, Transcript
+from modelnet.messages import AdoptAttempt, Award, JournalEntry, Transcript
 
 from .hand import Held
 
@@ -72,6 +72,11 @@ class Receipts:
         held.award = token = self._new_token()
         self._awards[token] = (held, award.attempt)
         await self._nc.publish(subjects.award(worker), award.encode(), reply=f"{self._inbox}.a.{token}")
+
+    async def inquire(self, held: Held, worker: str, question: AdoptAttempt) -> None:
+        """Ask about an award that was not answered. What answers either of them counts."""
+        self._awards[held.award] = (held, question.attempt)
+        await self._nc.publish(subjects.adopt(worker), question.encode(), reply=f"{self._inbox}.a.{held.award}")
 
     def answered(self, token: str) -> tuple[Held, int] | None:
         """Task and attempt whose award was answered."""
