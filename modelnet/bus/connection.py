@@ -23,8 +23,10 @@ log = structlog.get_logger(__name__)
 
 class Connection(Client):  # type: ignore[misc]  # nats-py has no types
     """nats-py's client, which as it is may give up reconnecting, reconnect for ever after it was closed, take for
-    flushed what it has not sent, or swallow a cancellation: where one meets a result, asyncio.wait_for (before Python
-    3.12) returns that and says nothing."""
+    flushed what it has not sent, hear nothing more after a flush that took too long, or swallow a cancellation: where
+    one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing."""
+
+    _pending: list[bytes]
 
     async def request(self, *args: Any, **options: Any) -> Msg:
         """As nats-py's, and it ends when it is cancelled."""
@@ -37,11 +39,17 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
         return msg
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        """As nats-py's, behind what waits to be sent and not ahead of it: what a flush proves is that the server has
-        read all of that."""
+        """As nats-py's, behind what waits to be sent and not ahead of it: what a flush of a connection that stands
+        proves is that the server has read all of that."""
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         await self._send_command(PING_PROTO)
         await self._flush_pending()
+
+    async def _process_pong(self) -> None:
+        """As nats-py's, also where nobody waits for it any more."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _attempt_reconnect(self) -> None:
         """Until it is connected or closed.
@@ -61,7 +69,10 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
 
     async def _connect_to_server(self, server: Any) -> None:
         """The next attempt, unless a cancellation was swallowed by the last one: whoever ends the event loop cancels
-        once and waits."""
+        once and waits. Of what waits to be sent the PINGs are left out: nobody waits for their PONGs there."""
+        kept = [command for command in self._pending if command != PING_PROTO]
+        self._pending_data_size -= (len(self._pending) - len(kept)) * len(PING_PROTO)
+        self._pending = kept
         if (task := asyncio.current_task()) is self._reconnection_task and task is not None and task.cancelling():
             raise asyncio.CancelledError
         await super()._connect_to_server(server)

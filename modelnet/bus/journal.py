@@ -8,6 +8,7 @@ acknowledgement the writer reads back: its own retry would be refused too.
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -80,20 +81,23 @@ async def append(nc: Client, tenant: str, task_id: str, kind: str, entry: Messag
 
 def stored_sequence(ack: Msg) -> int | None:
     """The sequence in a stream's acknowledgement; None for a refusal or an error."""
-    try:
-        answer = from_json(ack.data)
-    except ValueError:
-        return None
-    return None if answer.get("error") else int(answer["seq"])
+    answer = _answer(ack)
+    sequence = None if answer.get("error") else answer.get("seq")
+    return sequence if isinstance(sequence, int) else None
 
 
 def refused(ack: Msg) -> bool:
     """Whether the fence refused an entry: another stands where it should go. Any other error may pass by itself."""
+    error = _answer(ack).get("error")
+    return isinstance(error, dict) and error.get("err_code") in _WRONG_LAST_SEQUENCE
+
+
+def _answer(ack: Msg) -> dict[str, Any]:
     try:
-        error = from_json(ack.data).get("error") or {}
+        answer = from_json(ack.data)
     except ValueError:
-        return False
-    return error.get("err_code") in _WRONG_LAST_SEQUENCE
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 async def read(nc: Client, tenant: str, task: str) -> tuple[tuple[int, JournalEntry | None], ...]:

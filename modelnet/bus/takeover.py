@@ -29,7 +29,7 @@ async def ask_worker(
     try:
         reply = await nc.request(subjects.adopt(worker), question.encode(), timeout=timeout_s)
         answer = decode_award_reply(reply.data)
-    except (nats.errors.NoRespondersError, nats.errors.TimeoutError, ValidationError):
+    except (nats.errors.Error, ValidationError):
         return "silent"
     return "running" if isinstance(answer, Confirm) else "unknown"
 

@@ -116,7 +116,7 @@ class SendAward:
 
 @dataclass(frozen=True, slots=True)
 class Inquire:
-    """Ask a worker that does not answer its award whether it has it; then `on_award_reply`, for what answers either."""
+    """Ask a worker that does not answer its award whether it has it; then `on_award_reply`."""
 
     worker: str
     attempt: int

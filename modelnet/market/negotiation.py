@@ -477,7 +477,7 @@ class Negotiation(Undertaking):
             return []
         if reply is None:
             return self._not_taken(current, now)
-        if reply.reason == "unknown":  # asked whether it has it: it may be through, and its Done lost
+        if current.asked and reply.reason == "unknown":  # it may be through, and its Done lost
             self.state = State.RECALLING
             return [Recall(current.worker, current.number, current.auction)]
         self._release(current)
@@ -516,7 +516,9 @@ class Negotiation(Undertaking):
 
     def _confirm(self, attempt: Attempt, now: float) -> None:
         if attempt.confirmed_at is None:
-            attempt.confirmed_at, attempt.began_at = now, now + attempt.wait_s
+            # One that had to be asked has had its award for as long as it was waited for.
+            since = attempt.awarded_at if attempt.asked and attempt.awarded_at is not None else now
+            attempt.confirmed_at, attempt.began_at = now, since + attempt.wait_s
             self._negotiating_s += now - self._auction.opened_at
 
     def on_done(self, done: Done, violation: str | None, now: float) -> list[Command]:
@@ -570,6 +572,8 @@ class Negotiation(Undertaking):
         learned = self._learn(attempt, "lost", False, now)
         if attempt.confirmed_at is None:
             self._silent.append(attempt.worker)
+            if len(self._silent) >= self._policy.max_silent:
+                return [*learned, *self._finish("failed", now, self._last_error)]
         else:
             self._lost.append(attempt.worker)
             self._settle_failed(attempt, now)

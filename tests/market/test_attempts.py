@@ -165,6 +165,17 @@ def test_who_does_not_know_of_it_when_asked_may_be_through() -> None:
     assert final(table.done("w")).attempts == 1
 
 
+def test_an_award_that_is_answered_so_is_declined() -> None:
+    table = Table("w", "v")
+    table.begin()
+    for worker, price in (("w", 10), ("v", 20)):
+        table.bid(worker, price)
+    table.stored()
+    commands = table.decline(1, "unknown")
+    assert some(commands, Recall) == []
+    assert award_to(commands) == ("v", 2)
+
+
 @pytest.mark.parametrize("answer", ["unknown", "silent"])
 def test_who_never_had_it_is_passed_over(answer: Literal["unknown", "silent"]) -> None:
     table = unanswered()
@@ -182,6 +193,20 @@ def test_who_never_takes_its_award_is_asked_a_few_times_if_there_is_nobody_else(
         table.stored()
         commands = table.silence(attempt)
         assert stopped(commands) == [("w", attempt)]
+    assert code(final(commands)) == "worker_lost"
+
+
+def test_who_vanishes_before_it_confirms_is_asked_a_few_times_if_there_is_nobody_else() -> None:
+    table = Table("w", policy=Policy(max_silent=3))
+    table.begin()
+    known = dict(table.workers)
+    for _ in range(3):
+        table.bid("w")
+        table.stored()
+        commands = table.lost("w")
+        table.workers = known.copy()
+        if table.state is State.WAITING:
+            table.wake()
     assert code(final(commands)) == "worker_lost"
 
 

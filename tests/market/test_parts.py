@@ -57,6 +57,19 @@ def test_an_attempt_that_did_not_confirm_is_paid_nothing() -> None:
     assert final(table.cancel()).price is None
 
 
+def test_one_that_had_to_be_asked_is_paid_for_the_time_since_its_award() -> None:
+    table = Table("w")
+    table.begin()
+    table.bid("w")
+    table.stored()
+    table.now += 2.0
+    table.timer("award", "1")
+    table.confirm()
+    price = price_of(table)
+    assert price > 0
+    assert final(table.cancel()).price == price
+
+
 def test_an_attempt_that_failed_before_the_cancel_is_paid_nothing() -> None:
     table = running()
     table.now += 1.0

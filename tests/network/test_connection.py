@@ -234,3 +234,60 @@ async def test_a_flush_proves_that_all_was_read(tmp_path: Path) -> None:
         assert sent == ["SUB", "PUB", "PING"]
         await close(nc)
         await proxy.stop()
+
+
+async def test_a_flush_that_took_too_long_does_not_make_it_deaf(tmp_path: Path) -> None:
+    """Its PONG comes when nobody waits for it any more."""
+    async with embedded(tmp_path) as (server, _):
+        proxy, heard = Proxy(server.port), asyncio.Event()
+
+        async def hear(_: Msg) -> None:
+            heard.set()
+
+        await proxy.start()
+        nc = await connect(fast(f"nats://127.0.0.1:{proxy.port}"), "late")
+        await nc.subscribe("said", cb=hear)
+        await nc.flush()
+        proxy.hold()
+        with pytest.raises(nats.errors.FlushTimeoutError):
+            await nc.flush(timeout=0.05)
+        proxy.mend()
+        await nc.publish("said", b"x")
+        await until(heard)
+        await nc.flush()
+        await close(nc)
+        await proxy.stop()
+
+
+async def test_a_ping_of_a_lost_connection_is_not_sent_on_the_next(tmp_path: Path) -> None:
+    """Its PONG would be taken for another's."""
+    async with embedded(tmp_path) as (server, _):
+        proxy, sent, reconnected = Proxy(server.port), list[str](), asyncio.Event()
+
+        def watch(direction: Direction, frame: Frame) -> Verdict:
+            if direction == "up":
+                sent.append(frame.verb)
+            return Verdict.PASS
+
+        async def on_reconnect() -> None:
+            reconnected.set()
+
+        await proxy.start()
+        nc = await connect(fast(f"nats://127.0.0.1:{proxy.port}"), "again", on_reconnect=on_reconnect)
+        lost = asyncio.Event()
+
+        async def on_disconnect() -> None:
+            lost.set()
+
+        nc._disconnected_cb = on_disconnect
+        proxy.cut()
+        await until(lost)
+        await nc._send_ping()
+        await nc.publish("said", b"x")
+        proxy.watch = watch
+        proxy.mend()
+        await until(reconnected)
+        assert sent == ["CONNECT", "PING", "PUB", "PING"]
+        assert nc.pending_data_size == 0
+        await close(nc)
+        await proxy.stop()

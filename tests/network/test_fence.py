@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
 from modelnet.bus import journal, subjects
@@ -107,3 +108,13 @@ async def test_a_task_of_no_class_is_not_accepted(bare_network: Network) -> None
     await setup_bus(bare_network.bus)
     with pytest.raises(NoRespondersError):
         await bare_network.bus.request("task.7.t.id.x", b"{}", timeout=5)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"null", b"[]", b"{}", b'{"seq":"1"}', b'{"seq":null}', b'{"error":1}', b'{"error":[],"seq":0}']
+)
+async def test_what_is_no_acknowledgement_says_nothing(network: Network, body: bytes) -> None:
+    """A task whose negotiator fell over one would never end."""
+    ack = Msg(_client=network.bus, subject="a", data=body)
+    assert not journal.stored_sequence(ack)
+    assert not journal.refused(ack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -13,12 +14,14 @@ from nats.aio.msg import Msg
 
 import modelnet
 from modelnet.bus import subjects
+from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.embedded import EmbeddedNats
 from modelnet.bus.hearing import deaf_times
-from modelnet.messages import Delta
+from modelnet.messages import Beat, Delta, WorkerCard
 from tests.network import lone_worker
 from tests.network.stage import Network, fast
 from tests.network.test_deaths import lone_process
+from workers.negotiator import Negotiator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -84,6 +87,76 @@ async def test_a_worker_whose_confirm_is_lost_is_asked_and_keeps_its_task(
             final = await (await network.client.submit("unheard.speak", {}, budget=1_000)).final()
     expected = ("cheap", 1) if lost == ("award",) else ("dear", 2)
     assert (final.status, final.worker, final.attempts) == ("completed", *expected)
+
+
+async def test_two_words_that_are_read_at_once_are_one_question(
+    nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a lost connection: the second does not end the wait for what the first has asked."""
+    hear, words = Negotiator._on_award_reply, list[Msg]()
+
+    async def late(self: Negotiator, msg: Msg) -> None:
+        if not msg.data and not msg.headers and len(words) < 2:
+            words.append(msg)
+            if len(words) == 2:
+                for word in words:
+                    await hear(self, word)
+        else:
+            await hear(self, msg)
+
+    monkeypatch.setattr(Negotiator, "_on_award_reply", late)
+    async with Network(fast(nats_server.url, award_timeout_ms=100.0)) as network:
+        worker = network.worker("once")
+        asked = network.ear(subjects.adopt("once"))
+
+        @worker.capability("unheard.once")
+        async def speak(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+            await asked.until(bool)
+            return {}
+
+        reply = worker._reply
+
+        async def lose(msg: Msg, reason: Any) -> None:
+            if not msg.subject.endswith(".award"):
+                await reply(msg, reason)
+
+        monkeypatch.setattr(worker, "_reply", lose)
+        await network.negotiator()
+        await network.join(worker)
+        async with asked:
+            final = await (await network.client.submit("unheard.once", {})).final()
+    assert len(words) == 2
+    assert (final.status, final.attempts) == ("completed", 1)
+
+
+async def test_beats_are_heard_while_the_catalogue_is_away(
+    nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, waits = Catalogue.card, asyncio.Event()
+
+    async def slow(self: Catalogue, worker: str) -> WorkerCard | None:
+        if worker != "stranger":
+            return await look_up(self, worker)
+        await waits.wait()
+        return None
+
+    monkeypatch.setattr(Catalogue, "card", slow)
+    async with Network(fast(nats_server.url)) as network:
+        negotiator, worker = await network.negotiator(), network.worker("known")
+
+        @worker.capability("heard.speak")
+        async def speak(ctx: modelnet.Context, input: dict[str, Any]) -> dict[str, Any]:
+            return {}
+
+        await network.join(worker)
+        await (await network.client.submit("heard.speak", {})).final()
+        async with network.ear(subjects.beat("known")) as ear:
+            stranger = Beat(worker="stranger", instance="new", slots=1)
+            await network.bus.publish(subjects.beat("stranger"), stranger.encode())
+            lost_after = network.config.missed_beats + 4  # and more: it looks four times a second
+            await ear.until(lambda beats: len(beats) > lost_after)
+        assert negotiator._directory.serves("known", "heard.speak")
+        waits.set()
 
 
 async def test_a_forged_word_closes_no_auction(nats_server: EmbeddedNats, tmp_path: Path) -> None:

@@ -49,11 +49,11 @@ class Held:
     accepts: Callable[[str], bool]
     """Whether its input satisfies the contract of this digest, one that was announced since too."""
     timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
+    """The last started of each kind: an older one means nothing any more."""
     late: str = ""
     """Auction whose time for bids is up: once our own word on that is read, it closes."""
-    """The last started of each kind: an older one means nothing any more."""
     award: str = ""
-    """Token of the award last sent."""
+    """Token of what was last asked about its award: the award itself, or whether its worker has it."""
     auction: str = ""
     """Id of the auction that is open."""
     suspect: int = 0

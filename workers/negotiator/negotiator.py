@@ -143,7 +143,8 @@ class Negotiator:
         await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
         await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
         await nc.subscribe(subjects.accepted("*", "*", "cancel"), cb=self._on_cancel)
-        await nc.subscribe(self._receipts.subject, cb=self._on_reply)
+        await nc.subscribe(self._receipts.award_subject, cb=self._on_award_reply)
+        await nc.subscribe(self._receipts.subject, cb=self._on_receipt)
         self._reception = Reception(
             nc,
             self._hand,
@@ -347,11 +348,16 @@ class Negotiator:
             return
         if isinstance(reply, Refusal) and reply.reason in ("busy", "draining"):
             self._directory.hear_refusal(bidder)
-        newcomer = None
-        if not self._directory.serves(bidder, held.task.capability):
-            await self._watch.meet(bidder)
-            newcomer = self._directory.candidate(bidder, held.task, held.accepts)
-        await self._run(held, held.negotiation.on_bid(reply, time.monotonic(), newcomer))
+        if self._directory.serves(bidder, held.task.capability):
+            await self._run(held, held.negotiation.on_bid(reply, time.monotonic()))
+        else:
+            self._spawn(self._bid_of_newcomer(held, reply))
+
+    async def _bid_of_newcomer(self, held: Held, reply: Bid | Refusal) -> None:
+        await self._watch.meet(reply.worker)
+        if self._hand.holds(held):
+            newcomer = self._directory.candidate(reply.worker, held.task, held.accepts)
+            await self._run(held, held.negotiation.on_bid(reply, time.monotonic(), newcomer))
 
     async def _on_done(self, msg: Msg) -> None:
         try:
@@ -404,18 +410,16 @@ class Negotiator:
         if held is not None and sequence.isdecimal():
             await self._run(held, held.undertaking.on_cancel(int(sequence), time.monotonic()))
 
-    async def _on_reply(self, msg: Msg) -> None:
-        """Acknowledgements of what was published with a token, and answers to awards."""
+    async def _on_receipt(self, msg: Msg) -> None:
+        """What the streams say to what was published."""
         _, kind, token = msg.subject.rsplit(".", 2)
-        if kind == "a":
-            await self._on_award_reply(token, msg)
-        elif kind == "j":
+        if kind == "j":
             await self._on_written(token, msg)
         elif kind == "t" and journal.stored_sequence(msg):
             self._receipts.recorded(token)
 
-    async def _on_award_reply(self, token: str, msg: Msg) -> None:
-        award = self._receipts.answered(token)
+    async def _on_award_reply(self, msg: Msg) -> None:
+        award = self._receipts.answered(msg.subject.rsplit(".", 1)[1])
         if award is None:
             return
         held, attempt = award
@@ -601,12 +605,16 @@ class Negotiator:
         awaited = self._awaited(held, timer, key)
         if awaited is None:
             self._spawn(self._run(held, held.undertaking.on_timer(timer, key, time.monotonic())))
-        else:  # a word to oneself, which is read behind all that was said until now; should it be lost, another
-            self._start_timer(held, timer, key, delay_s)
+            return
+        # A word to oneself, which is read behind all that was said until now; should it be lost, another.
+        self._start_timer(held, timer, key, 2 * delay_s)
+        if self._nc.is_connected:
             self._spawn(self._nc.publish(awaited))
 
     def _awaited(self, held: Held, timer: cmd.Timer, key: str) -> str | None:
         """Where the answer arrives that a timer bounds the wait for; None if it bounds none, or that is over."""
+        if held.undertaking.over or not self._hand.holds(held):
+            return None
         if timer == "window" and self._hand.in_auction(key) is held:
             held.late = key
             return f"{subjects.bids(self.id, key)}.{self.id}"

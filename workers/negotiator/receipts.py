@@ -1,8 +1,9 @@
 """What was published and must be acknowledged: journal entries, awards, transcripts. Each goes out with a token of its
-own as the last part of its reply subject."""
+own as the last part of its reply subject. Workers see those of their awards, and can tell no other's from it."""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 from nats.aio.client import Client
@@ -31,7 +32,7 @@ class Receipts:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._inbox = nc.new_inbox()
+        self._inbox, self._award_inbox = nc.new_inbox(), nc.new_inbox()
         self._token = 0
         self._writes: dict[str, tuple[Held, float]] = {}
         self._awards: dict[str, tuple[Held, int]] = {}
@@ -39,8 +40,13 @@ class Receipts:
 
     @property
     def subject(self) -> str:
-        """Where acknowledgements arrive: `{inbox}.{kind}.{token}`, kinds j(ournal), a(ward), t(ranscript)."""
+        """Where acknowledgements arrive: `{inbox}.{kind}.{token}`, kinds j(ournal), t(ranscript)."""
         return f"{self._inbox}.*.*"
+
+    @property
+    def award_subject(self) -> str:
+        """Where answers to awards arrive: `{inbox}.{token}`."""
+        return f"{self._award_inbox}.*"
 
     def _new_token(self) -> str:
         self._token += 1
@@ -67,16 +73,18 @@ class Receipts:
         return [self._writes.pop(token)[0] for token in late]
 
     async def award(self, held: Held, worker: str, award: Award) -> None:
-        """Send an award. Of a task's awards only the last one's answer counts."""
-        self.drop_award(held)
-        held.award = token = self._new_token()
-        self._awards[token] = (held, award.attempt)
-        await self._nc.publish(subjects.award(worker), award.encode(), reply=f"{self._inbox}.a.{token}")
+        """Send an award. Of what a task's workers were asked only the last one's answer counts."""
+        await self._ask(held, subjects.award(worker), award)
 
     async def inquire(self, held: Held, worker: str, question: AdoptAttempt) -> None:
-        """Ask about an award that was not answered. What answers either of them counts."""
-        self._awards[held.award] = (held, question.attempt)
-        await self._nc.publish(subjects.adopt(worker), question.encode(), reply=f"{self._inbox}.a.{held.award}")
+        """Ask about an award that was not answered."""
+        await self._ask(held, subjects.adopt(worker), question)
+
+    async def _ask(self, held: Held, subject: str, question: Award | AdoptAttempt) -> None:
+        self.drop_award(held)
+        held.award = token = secrets.token_hex(8)
+        self._awards[token] = (held, question.attempt)
+        await self._nc.publish(subject, question.encode(), reply=f"{self._award_inbox}.{token}")
 
     def answered(self, token: str) -> tuple[Held, int] | None:
         """Task and attempt whose award was answered."""
@@ -84,7 +92,7 @@ class Receipts:
 
     def awaited(self, held: Held) -> str | None:
         """Where the answer to the task's award arrives, if it has not."""
-        return f"{self._inbox}.a.{held.award}" if held.award in self._awards else None
+        return f"{self._award_inbox}.{held.award}" if held.award in self._awards else None
 
     def drop_award(self, held: Held) -> None:
         """Nobody waits for the answer to its award any more."""

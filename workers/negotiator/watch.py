@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -44,14 +45,14 @@ class Watch:
         missed_done: Callable[[Held, str, int, str | None], Coroutine[Any, Any, None]],
         relist: Callable[[], Awaitable[None]],
         run: Callable[[Held, list[cmd.Command]], Awaitable[None]],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         """`missed_done` finds out how an attempt ended that its worker has no more; `relist` reads the contracts."""
         self._nc, self._hand, self._directory = nc, hand, directory
         self._catalogue, self._archive, self._vacancies = catalogue, archive, vacancies
         self._beat_s = beat_s
         self._missed_done, self._relist, self._run, self._spawn = missed_done, relist, run, spawn
-        self._meeting: set[str] = set()
+        self._meeting: dict[str, asyncio.Task[None]] = {}
 
     async def keep(self) -> None:
         """Look who is lost, for ever."""
@@ -74,10 +75,9 @@ class Watch:
             return
         restarted = self._directory.restarted(beat)
         if self._directory.unknown(beat):
-            await self.meet(beat.worker)
-        self._directory.hear(beat, now)
-        if beat.free:
-            await self._vacancies.said(beat.worker, beat.free)
+            self._spawn(self._introduce(beat))  # others' beats do not wait for the catalogue
+        else:
+            await self._note(beat)
         in_hand = {(r.tenant, r.task, r.attempt) for r in beat.running}
         for tenant, task, attempt in in_hand:
             stale = self._hand.get(tenant, task)
@@ -95,21 +95,36 @@ class Watch:
                 self._spawn(self._missed_done(held, *held.undertaking.at_work))
             held.suspect = attempt
 
+    async def _introduce(self, beat: Beat) -> None:
+        await self.meet(beat.worker)
+        await self._note(beat)
+
+    async def _note(self, beat: Beat) -> None:
+        self._directory.hear(beat, time.monotonic())
+        if beat.free:
+            await self._vacancies.said(beat.worker, beat.free)
+
     async def meet(self, worker: str) -> None:
         """Look up a worker that was heard for the first time."""
-        if worker in self._meeting:
-            return
-        self._meeting.add(worker)
+        meeting = self._meeting.get(worker)
+        if meeting is None:
+            meeting = self._meeting[worker] = self._spawn(self._look_up(worker))
+            meeting.add_done_callback(lambda _: self._meeting.pop(worker))
+        await asyncio.wait([meeting])
+
+    async def _look_up(self, worker: str) -> None:
         try:
             card = await self._catalogue.card(worker)
-            if card is not None:
-                if any(self._directory.contract(c.contract) is None for c in card.capabilities):
-                    await self._relist()
-                self._directory.learn_card(card, time.monotonic())
-                self._archive.meet(worker)
-                log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
-        finally:
-            self._meeting.discard(worker)
+            if card is None:
+                return
+            if any(self._directory.contract(c.contract) is None for c in card.capabilities):
+                await self._relist()
+        except Exception as error:  # its next beat is another occasion
+            log.warning("worker_not_met", worker=worker, error=repr(error))
+            return
+        self._directory.learn_card(card, time.monotonic())
+        self._archive.meet(worker)
+        log.info("worker_met", worker=worker, capabilities=[c.pattern for c in card.capabilities])
 
     async def _lost(self, worker: str) -> None:
         """A worker is gone. What it finished before counts."""
