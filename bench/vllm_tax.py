@@ -3,7 +3,9 @@
     python -m bench.vllm_tax [--rounds 3] [--requests 96] [--sides …] [--peers FOLDER] [--quick] [--write]
 
 Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
-did with everything at once. Engine, network and client share this machine. vLLM is asked in both of its ways: LLMEngine
+did with everything at once. Engine, network and client share this machine; LiteLLM's proxy and Ray Serve with their
+dozens of processes are measured after the others, in rounds of their own, as they take a share of it while they wait
+too. vLLM is asked in both of its ways: LLMEngine
 stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM, which has its engine in a
 process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine in a thread of the worker.
 All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, and Ray Serve, with AsyncLLM in a
@@ -30,7 +32,7 @@ from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
 from bench.vllm_players import Question, Stream, summary
-from bench.vllm_sides import DRIVERS, SIDES, opened
+from bench.vllm_sides import APART, DRIVERS, OURS, SIDES, opened
 
 __all__ = ["main"]
 
@@ -56,8 +58,8 @@ Measured = dict[str, dict[float, list[dict[str, float]]]]
 
 
 async def run(folder: Path, rounds: int, requests: int, names: list[str], peers: Path) -> tuple[Measured, float]:
-    """All sides at all rates, and the engine's requests a second with everything at once. Only one side runs at a time;
-    those that wait take no processor."""
+    """All sides at all rates, and the engine's requests a second with everything at once. Only one is asked at a
+    time."""
     write_model(folder, MODEL)
     options = MODEL.engine(SLOTS)
     async with contextlib.AsyncExitStack() as up:
@@ -78,14 +80,18 @@ async def run(folder: Path, rounds: int, requests: int, names: list[str], peers:
     return found, peak
 
 
-def report(found: Measured, peak: float, rounds: int, requests: int) -> str:
-    """Medians over rounds, and ratios of neighbours."""
-    lines = [
+def heading(rounds: int, requests: int) -> str:
+    """What was run."""
+    return (
         f"bench/vllm_tax.py, {datetime.now(UTC).date()}, {os.cpu_count()} cores, Python {platform.python_version()}: "
-        f"{rounds} rounds of {requests} requests at each rate; medians over rounds, ratios of one round",
-        f"prompts of {PROMPT_BYTES} bytes, answers of {ANSWER_TOKENS} tokens; {MODEL}; "
-        f"the engine alone, all at once: {peak:.1f} requests/s",
-    ]
+        f"{rounds} rounds of {requests} requests at each rate; medians over rounds, ratios of one round\n"
+        f"prompts of {PROMPT_BYTES} bytes, answers of {ANSWER_TOKENS} tokens; {MODEL}"
+    )
+
+
+def report(found: Measured, peak: float) -> str:
+    """Medians over rounds, and ratios of neighbours."""
+    lines = [f"the engine alone, all at once: {peak:.1f} requests/s"]
     names = ("tok/s", "TTFT p50", "TTFT p99", "token p50", "token p99")
     for share in SHARES:
         lines += [
@@ -128,15 +134,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
-    with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-        found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, [*SIDES[:2], *args.sides], args.peers))
-    text = report(found, peak, rounds, requests)
-    sys.stdout.write(text + "\n")
+    apart = [side for side in args.sides if side in APART]
+    groups = [[side for side in args.sides if side not in APART], [*apart, OURS] if apart else []]
+    text, raw = heading(rounds, requests), list[dict[str, Any]]()
+    sys.stdout.write(text)
+    for group in filter(None, groups):
+        with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
+            sides = [*SIDES[:2], *group]
+            found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, sides, args.peers))
+        raw.append({"requests_per_s": peak, "sides": found})
+        text += (more := "\n\n" + report(found, peak))
+        sys.stdout.write(more)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)
         name = "_".join(["vllm_tax", *(args.sides if args.sides != SIDES[2:] else ())]).replace(", ", "-")
         RESULTS.joinpath(f"{name}.txt").write_text(text + "\n")
-        raw: dict[str, Any] = {"requests_per_s": peak, "sides": found}
         RESULTS.joinpath(f"{name}.json").write_text(json.dumps(raw) + "\n")
 
 
