@@ -82,7 +82,15 @@ CHANNELS = [
         m.Claim,
         ("negotiator",),
         ("negotiator",),
-        "A negotiator tells the others that it has awarded.",
+        "A negotiator tells the others that it has awarded, if it has heard of any.",
+    ),
+    Channel(
+        "negotiatorBeat",
+        "negotiator.{negotiator}",
+        m.NegotiatorBeat,
+        ("negotiator",),
+        ("negotiator",),
+        "A negotiator tells the others that it is there.",
     ),
     Channel("cancel", "worker.{worker}.cancel", m.CancelAttempt, ("negotiator",), ("worker",), "Stop an attempt."),
     Channel(

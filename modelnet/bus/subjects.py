@@ -56,6 +56,11 @@ def claim(negotiator: str, worker: str) -> str:
     return f"claim.{negotiator}.{worker}"
 
 
+def negotiator_beat(negotiator: str) -> str:
+    """A negotiator's beats, for the others; `*` for all of them."""
+    return f"negotiator.{negotiator}"
+
+
 def cancel_attempt(worker: str) -> str:
     """Cancels an attempt of a worker."""
     return f"worker.{worker}.cancel"

@@ -25,6 +25,7 @@ __all__ = [
     "Decline",
     "Done",
     "Features",
+    "NegotiatorBeat",
     "Refusal",
     "Resume",
     "decode_award_reply",
@@ -134,13 +135,21 @@ class Award(Message):
 
 
 class Claim(Message):
-    """A negotiator tells the others that it has just awarded, on `claim.<negotiator>.<worker>`: bids that were made
-    before the worker had the award do not know of it."""
+    """A negotiator tells the others, if it has heard of any, that it has just awarded, on
+    `claim.<negotiator>.<worker>`: bids that were made before the worker had the award do not know of it."""
 
     tenant: Identifier
     task: Identifier
     attempt: int = Field(ge=1)
     p90_ms: float = Field(gt=0, description="For so long it may occupy a slot: the 90th percentile that was bid.")
+
+
+class NegotiatorBeat(Message):
+    """A negotiator is there, on `negotiator.<negotiator>`: once a beat, and as it starts. One that hears no other tells
+    nobody of its awards."""
+
+    negotiator: Identifier
+    leaving: bool = Field(default=False, description="Its last beat: it stops now.")
 
 
 class Confirm(Message):

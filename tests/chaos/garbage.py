@@ -98,6 +98,8 @@ TARGETS = (
     Target("worker.{worker}.{stranger}", (m.Award,)),
     Target("claim.{negotiator}.{worker}", (m.Claim,), spares=_reads(m.Claim.decode)),
     Target("claim.{stranger}.{stranger}", (m.Claim,)),
+    Target("negotiator.{negotiator}", (m.NegotiatorBeat,)),
+    Target("negotiator.{stranger}", (m.NegotiatorBeat,)),
     Target("beat.{worker}", (m.Beat,)),
     Target("beat.{stranger}", (m.Beat,)),
     Target("done.{negotiator}.{id}.{worker}.1", (m.Done,)),

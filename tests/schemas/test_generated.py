@@ -165,6 +165,7 @@ SUBJECTS = {
     "shortlistRequest": subjects.bid_request("w"),
     "award": subjects.award("w"),
     "claim": subjects.claim("n", "w"),
+    "negotiatorBeat": subjects.negotiator_beat("n"),
     "cancel": subjects.cancel_attempt("w"),
     "adopt": subjects.adopt("w"),
     "query": subjects.query("w"),

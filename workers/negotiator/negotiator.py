@@ -61,6 +61,7 @@ from modelnet.settings import Settings
 
 from .archive import Archive
 from .clients import Clients
+from .company import Company
 from .examiner import Examiner, usable
 from .hand import Hand, Held
 from .inquiry import Inquiry
@@ -93,9 +94,8 @@ class Negotiator:
             max_attempts=config.max_attempts,
         )
         self._track = TrackRecords()
-        self._directory = Directory(
-            lost_after_s=config.beat_s * config.missed_beats + 0.5, now=time.monotonic(), records=self._track
-        )
+        self._lost_after_s = config.beat_s * config.missed_beats + 0.5
+        self._directory = Directory(lost_after_s=self._lost_after_s, now=time.monotonic(), records=self._track)
         self._clock = ServerClock()
         self._archive = Archive(
             self._track, self._clock, config.redis, live=lambda: (card.worker for card in self._directory.live())
@@ -127,6 +127,8 @@ class Negotiator:
             nc, self._hand, self._directory, negotiator=self.id, run=self._run, spawn=self._spawn
         )
         await self._vacancies.open()
+        self._company = Company(nc, negotiator=self.id, beat_s=config.beat_s, lost_after_s=self._lost_after_s)
+        await self._company.open()
         self._watch = Watch(
             nc,
             self._hand,
@@ -172,6 +174,7 @@ class Negotiator:
         await self._service.open()
         self._spawn(self._tick())
         self._spawn(self._watch.keep())
+        self._spawn(self._company.keep())
         self._spawn(self._archive.keep())
         self._started = True
         await nc.publish(subjects.ROLL_CALL, RollCall().encode())
@@ -183,6 +186,7 @@ class Negotiator:
             return
         await self._service.close()
         await self._reception.close()
+        await self._company.close()
         for _ in range(STOP_ROUNDS):  # what ends may begin more, and wait_for in nats-py swallow a cancel
             if not (tasks := list(self._tasks)):
                 break
@@ -522,7 +526,8 @@ class Negotiator:
                     await self._receipts.inquire(held, worker, question)
                     log.debug("award_unanswered", task=task.id, worker=worker, attempt=attempt)
                 case cmd.TellClaim(worker, claim):
-                    await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
+                    if not self._company.alone:
+                        await self._nc.publish(subjects.claim(self.id, worker), claim.encode())
                 case cmd.AskForBids(request, to):
                     self._hand.opened(held, request.auction)
                     body, reply = request.encode(), subjects.bids(self.id, request.auction)
