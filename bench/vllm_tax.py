@@ -5,11 +5,11 @@
 Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
 did with everything at once. Engine, network and client share this machine; LiteLLM's proxy and Ray Serve with their
 dozens of processes are measured after the others, in rounds of their own, as they take a share of it while they wait
-too. vLLM is asked in both of its ways: LLMEngine
-stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM, which has its engine in a
-process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine in a thread of the worker.
-All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, and Ray Serve, with AsyncLLM in a
-replica, are installed as for bench/gateway.py. Time between tokens is (last - first) / (tokens - 1) of each answer.
+too. vLLM is asked in both of its ways: LLMEngine stepped by a loop that does nothing else, which the others are
+compared with, and AsyncLLM, which has its engine in a process of its own. modelnet drives it in both: `modelnet` is
+AsyncLLM, `thread` is LLMEngine in a thread of the worker. All engines have the same options. LiteLLM's proxy, before a
+`vllm serve` of its own, and Ray Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between
+tokens is (last - first) / (tokens - 1) of each answer.
 """
 
 from __future__ import annotations
