@@ -21,7 +21,7 @@ from modelnet.engines.base import EngineState
 from modelnet.engines.prediction import Ask, Predicted, Predictor
 from modelnet.engines.prefix_cache import PrefixCache
 from modelnet.engines.steps import Pace, StepModel
-from modelnet.market import Candidate, ReferencePrices, TrackRecords
+from modelnet.market import Candidate, ReferencePrices
 from modelnet.market.auction import Auction
 from modelnet.messages import Bid, Features, Task
 from modelnet.prefix import tenant_key
@@ -165,7 +165,7 @@ class Market:
     """The auction, among workers that are alike in price and quality."""
 
     def __init__(self, *, hashes: bool = True) -> None:
-        self._prices, self._records, self._hashes = ReferencePrices(), TrackRecords(), hashes
+        self._prices, self._hashes = ReferencePrices(), hashes
 
     def __call__(self, engines: list[Engine], turn: Turn, now: float) -> tuple[Engine, Predicted | None]:
         """The winner, and what it predicted."""
@@ -191,7 +191,7 @@ class Market:
             min_quality=0.0,
             deadline_s=60.0,
         )
-        auction.close(task, 60.0, self._prices, self._records)
+        auction.close(task, 60.0, self._prices)
         won = auction.winner()
         if won is None:  # nobody is worth its price by the deadline: in the network it would wait for one who is
             return min(engines, key=lambda one: len(one.running) + len(one.waiting)), None

@@ -105,7 +105,7 @@ def measure(workers: int, tasks: int) -> Size:
         auction = Auction(id, asked, settled=True, now=now)
         for bid in bids:
             auction.take(bid, None)
-        auction.close(task, 60.0, prices, records)
+        auction.close(task, 60.0, prices)
         won = auction.winner()
         at3 = clock()
         if won is not None:

@@ -244,7 +244,8 @@ class Market:
             if work.full or work.number in failed:
                 continue
             seller = work.seller
-            known = self.records.quality(seller.name, CAPABILITY, seller.claimed_quality or seller.quality, now)
+            record = self.records.of(seller.name, CAPABILITY)
+            known = record.reputation.estimate(seller.claimed_quality or seller.quality, now)
             candidates.append(
                 Candidate(
                     seller.name,
@@ -254,6 +255,7 @@ class Market:
                     mean_quality=known.mean,
                     cases=known.cases,
                     load=load_class(work.in_hand),
+                    calibration=record.calibration,
                 )
             )
             wait_ms, run_ms = work.wait_s(now) * 1e3, work.median_s(job) * 1e3
@@ -272,7 +274,7 @@ class Market:
         auction = Auction(id, candidates, settled=True, now=now)
         for bid in bids:
             auction.take(bid, None)
-        auction.close(task, left_s, self.prices, self.records)
+        auction.close(task, left_s, self.prices)
         won = auction.winner()
         self.seconds += time.perf_counter() - began
         if self._keep:

@@ -11,7 +11,7 @@ from .pace import Pace
 from .records import Outcome, TrackRecord, TrackRecords
 from .reference import ReferencePrices
 from .reputation import Estimate, Reputation
-from .scoring import Terms, payment, rank
+from .scoring import Offered, Terms, payment, rank
 from .strategy import COMPOSITE, Plan, View, choose
 from .turns import Turns
 from .undertaking import Journal, State, Undertaking
@@ -29,6 +29,7 @@ __all__ = [
     "Journal",
     "Line",
     "Negotiation",
+    "Offered",
     "Outcome",
     "Pace",
     "Place",

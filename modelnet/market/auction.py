@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcript
@@ -11,7 +11,6 @@ from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcri
 from .claims import Claims
 from .decision import Decision, decide
 from .directory import Candidate
-from .records import TrackRecords
 from .reference import ReferencePrices
 from .scoring import Offered, Terms
 
@@ -31,7 +30,17 @@ class Auction:
         self._settled = settled
         self._refusals: dict[str, str] = {}
         self._decision: Decision | None = None
+        self._offers: dict[str, Offered] = {}
+        """The bids, where they are standing offers."""
         self._standing: deque[ScoredBid] = deque()
+
+    @classmethod
+    def of_offers(cls, id: str, offers: Sequence[tuple[Candidate, Offered]], *, now: float) -> Auction:
+        """One in which nobody is asked: the standing offers are the bids."""
+        auction = cls(id, (candidate for candidate, _ in offers), settled=True, now=now)
+        auction._offers = {candidate.worker: offered for candidate, offered in offers}
+        auction.bids = {worker: offered.bid for worker, offered in auction._offers.items()}
+        return auction
 
     def take(self, reply: Bid | Refusal, newcomer: Candidate | None) -> bool:
         """Whether an answer counts: the first of each candidate does. `newcomer`: a bidder unknown at the opening."""
@@ -89,31 +98,15 @@ class Auction:
             self._refusals[worker] = "full"
 
     def _is_full(self, worker: str, claims: Claims, now: float) -> bool:
-        return claims.since(worker, self.opened_at, now) >= self.bids[worker].free
+        return not claims.leave_room(worker, self.bids[worker].free, self.opened_at, now)
 
-    def close(
-        self,
-        task: Task,
-        remaining_s: float,
-        prices: ReferencePrices,
-        records: TrackRecords | None = None,
-        *,
-        spot: bool = False,
-    ) -> None:
-        """Decide, and let the reference prices learn what the capability goes for. `records`: to correct claims by, as
-        they stand for the time of the opening. `spot`: the bids are standing offers."""
-        known, capability = self._candidates, task.capability
-        offered = []
-        for who, bid in self.bids.items():
-            candidate = known[who]
-            times = None
-            if records is not None:
-                times = records.times_ms(who, capability, bid.p50_ms, bid.p90_ms, candidate.load, self.opened_at)
-            offered.append(
-                Offered(bid, candidate.owner, candidate.quality, candidate.mean_quality, candidate.cases, times)
-            )
+    def close(self, task: Task, remaining_s: float, prices: ReferencePrices) -> None:
+        """Decide, and let the reference prices learn what the capability goes for."""
+        known, offers, capability = self._candidates, self._offers, task.capability
+        offered = [offers.get(who) or known[who].offering(bid, self.opened_at) for who, bid in self.bids.items()]
         references = prices.references(capability, self.bids.values())
-        decision = decide(self.id, task.id, Terms.of(task, remaining_s), offered, references, spot=spot)
+        terms, spot = Terms.of(task, remaining_s), bool(offers)
+        decision = decide(self.id, task.id, terms, offered, references, spot=spot)
         self._decision, self._standing = decision, deque(decision.order)
         if self._standing and self._standing[0] is not decision.tried:
             prices.learn(capability, self._standing[0].worker, self._standing[0].price)

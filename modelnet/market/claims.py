@@ -20,7 +20,8 @@ Key = tuple[str, str, int]
 class _Claimed:
     """The awards of one worker. Each with the time until which it counts."""
 
-    unanswered: dict[Key, float] = field(default_factory=dict)
+    unanswered: OrderedDict[Key, float] = field(default_factory=OrderedDict)
+    """Oldest first."""
     known: OrderedDict[Key, tuple[float, float]] = field(default_factory=OrderedDict)
     """With the time since when the worker knows, oldest first."""
 
@@ -35,9 +36,10 @@ class Claims:
 
     def add(self, worker: str, key: Key, now: float) -> None:
         """An award goes out to the worker. It counts until it is answered, and then until it is done."""
-        claimed = self._of(worker)
-        claimed.unanswered = {other: until for other, until in claimed.unanswered.items() if until > now}
-        claimed.unanswered[key] = now + self._most_s
+        unanswered = self._of(worker).unanswered
+        _forget_past(unanswered, now)
+        unanswered[key] = now + self._most_s
+        unanswered.move_to_end(key)
 
     def confirm(self, worker: str, key: Key, now: float) -> None:
         """The worker has it."""
@@ -64,12 +66,20 @@ class Claims:
         claimed = self._claimed.get(worker)
         if claimed is None:
             return 0
-        count = sum(until > now for until in claimed.unanswered.values())
+        _forget_past(claimed.unanswered, now)
+        count = len(claimed.unanswered)
         for at, until in reversed(claimed.known.values()):
             if at <= then:
                 break
             count += until > now
         return count
+
+    def leave_room(self, worker: str, free: int, then: float, now: float) -> bool:
+        """Whether they are fewer than what the worker had free at `then`."""
+        claimed = self._claimed.get(worker)
+        if claimed is None or len(claimed.unanswered) + len(claimed.known) < free:
+            return free > 0
+        return self.since(worker, then, now) < free
 
     def _of(self, worker: str) -> _Claimed:
         return self._claimed.setdefault(worker, _Claimed())
@@ -81,3 +91,9 @@ class Claims:
         known.move_to_end(key)
         while next(iter(known.values()))[0] + self._most_s < now:
             known.popitem(last=False)
+
+
+def _forget_past(unanswered: OrderedDict[Key, float], now: float) -> None:
+    """They all count for as long, so the oldest are the first that count no more."""
+    while unanswered and next(iter(unanswered.values())) <= now:
+        unanswered.popitem(last=False)

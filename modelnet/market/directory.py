@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from modelnet.messages import Beat, Bid, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
 
-from .calibration import load_class
+from .calibration import Calibration, load_class
 from .claims import Claims
 from .exploration import BOUND_ASKED
 from .records import TrackRecord, TrackRecords
+from .scoring import Offered
 from .shortlist import Shortlist, standing_worth
 
 __all__ = ["Candidate", "Directory", "Invited"]
@@ -42,6 +43,15 @@ class Candidate:
     """Decayed outcomes behind it."""
     load: int = 0
     """Class of its load, as of its last beat."""
+    calibration: Calibration | None = None
+    """Of its claims of time; None: they are taken as they are."""
+
+    def offering(self, bid: Bid, now: float) -> Offered:
+        """A bid of this worker, with what is known of it now."""
+        times_ms = None
+        if self.calibration is not None:
+            times_ms = self.calibration.correct(bid.p50_ms, bid.p90_ms, self.load, now)
+        return Offered(bid, self.owner, self.quality, self.mean_quality, self.cases, times_ms)
 
 
 class Invited(NamedTuple):
@@ -73,13 +83,10 @@ class _Entry:
     backlog: int = 0
     """Awards that it takes beyond its slots."""
     draining: bool = False
-    offered: dict[str, CapabilityCard | None] = field(default_factory=dict)
-    """By capability asked for: what the worker serves it with."""
     offers: dict[str, _Heard] = field(default_factory=dict)
     """By pattern of its card."""
-
-    estimated: dict[str, tuple[TrackRecord, float, int, Candidate]] = field(default_factory=dict)
-    """By capability: the worker as a candidate, and the record, the beat and the load that this follows from."""
+    services: dict[str, _Service | None] = field(default_factory=dict)
+    """By capability that was asked for."""
 
     @property
     def idle(self) -> int:
@@ -91,18 +98,68 @@ class _Entry:
         """Awards that it can take."""
         return 0 if self.draining else max(self.card.slots + self.backlog - self.in_hand, 0)
 
-    def serves(self, capability: str) -> CapabilityCard | None:
-        """The most exact of the card's capabilities that covers this one."""
+    def service(self, capability: str) -> _Service | None:
+        """What it serves this capability with: the most exact of its card's that covers it."""
         try:
-            return self.offered[capability]
+            return self.services[capability]
         except KeyError:
-            if len(self.offered) >= _REMEMBERED:
-                self.offered.clear()
-                self.estimated.clear()
+            if len(self.services) >= _REMEMBERED:
+                self.services.clear()
             found = [c for c in self.card.capabilities if matches(c.pattern, capability)]
             best = max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)
-            self.offered[capability] = best
-            return best
+            service = self.services[capability] = None if best is None else _Service(self, best)
+            return service
+
+
+@dataclass(slots=True, eq=False)
+class _Service:
+    """What a worker serves a capability with, and what followed from that for the last task: mostly it does for the
+    next."""
+
+    entry: _Entry
+    card: CapabilityCard
+    facts: tuple[TrackRecord, float, int] | None = None
+    """The record, the beat and the load that the candidate follows from."""
+    candidate: Candidate | None = None
+    offering: Offered | None = None
+    """The standing offer, as it follows from the candidate."""
+
+    def known(self, record: TrackRecord) -> Candidate:
+        """The worker with what is known of its quality. That decays over days: as of the last beat is as of now."""
+        entry, facts = self.entry, self.facts
+        candidate = self.candidate
+        if (
+            candidate is not None
+            and facts is not None
+            and facts[0] is record
+            and facts[1] == entry.seen
+            and facts[2] == entry.in_hand
+        ):
+            return candidate
+        estimate = record.reputation.estimate(self.card.quality, entry.seen)
+        self.facts, self.offering = (record, entry.seen, entry.in_hand), None
+        self.candidate = candidate = Candidate(
+            entry.card.worker,
+            entry.card.owner,
+            self.card.contract,
+            estimate.quality,
+            self.card.model,
+            self.card.continues,
+            estimate.mean,
+            estimate.cases,
+            load_class(entry.in_hand),
+            record.calibration,
+        )
+        return candidate
+
+    def standing(self, candidate: Candidate, bid: Bid, now: float) -> Offered:
+        """Its standing offer, with what is known of the worker."""
+        offering = self.offering
+        if offering is None or offering.bid is not bid or candidate is not self.candidate:
+            offering = candidate.offering(bid, now)
+            if candidate is self.candidate:
+                self.offering = offering
+        return offering
 
 
 class Directory:
@@ -117,6 +174,8 @@ class Directory:
         self._settled_at = now + 2 * lost_after_s / 3
         self._offer_fresh_s = max(OFFER_FRESH_S, 2 * lost_after_s / 3)
         self._live: dict[str, _Entry] = {}
+        self._serving: dict[str, list[_Service]] = {}
+        """By capability that was asked for: the living who serve it, until a card comes or goes."""
         self._shortlists: dict[str, Shortlist] = {}
         """By capability that was asked for, while the market is large."""
         self._contracts: dict[str, Contract] = {}
@@ -156,6 +215,7 @@ class Directory:
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
         self._live[card.worker] = entry = _Entry(card, now, 0, card.instance)
+        self._serving.clear()
         self._kept.clear()
         self.claims.forget(card.worker)
         for capability, shortlist in self._shortlists.items():
@@ -198,11 +258,11 @@ class Directory:
             shortlist.room(worker, has_room)
 
     def _enlist(self, shortlist: Shortlist, capability: str, entry: _Entry, *, has_room: bool = True) -> None:
-        served = entry.serves(capability)
-        if served is None:
+        service = entry.service(capability)
+        if service is None:
             return
-        known = self._records.quality(entry.card.worker, capability, served.quality, entry.seen)
-        heard = entry.offers.get(served.pattern)
+        known = self._records.quality(entry.card.worker, capability, service.card.quality, entry.seen)
+        heard = entry.offers.get(service.card.pattern)
         worth = standing_worth(heard.offer if heard is not None else None, known.quality)
         shortlist.put(entry.card.worker, worth, has_room=has_room and not entry.draining)
 
@@ -221,28 +281,40 @@ class Directory:
         if worker in self._live:
             self.claims.hear(worker, (claim.tenant, claim.task, claim.attempt), claim.p90_ms, now)
 
-    def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Bid]]:
-        """The fresh offers, as bids, of those of the candidates that name a price and have room beside what they were
-        awarded."""
+    def standing(self, task: Task, candidates: Iterable[Candidate], now: float) -> list[tuple[Candidate, Offered]]:
+        """The fresh offers of those of the candidates that name a price and have room beside what they were awarded."""
         found = []
         for candidate in candidates:
             entry = self._live.get(candidate.worker)
-            served = entry.serves(task.capability) if entry is not None else None
-            heard = entry.offers.get(served.pattern) if entry is not None and served is not None else None
-            if heard is None or heard.bid is None or now - heard.at > self._offer_fresh_s:
+            service = entry.service(task.capability) if entry is not None else None
+            if entry is None or service is None:
                 continue
-            if heard.bid.free > self.claims.since(candidate.worker, heard.at, now):
-                found.append((candidate, heard.bid))
+            heard = entry.offers.get(service.card.pattern)
+            if heard is None or (bid := heard.bid) is None or now - heard.at > self._offer_fresh_s:
+                continue
+            if self.claims.leave_room(candidate.worker, bid.free, heard.at, now):
+                found.append((candidate, service.standing(candidate, bid, now)))
         return found
 
     def free(self, capability: str) -> tuple[int, int]:
         """Free slots, and all slots, of the living workers that serve the capability."""
-        serving = [entry for entry in self._live.values() if not entry.draining and entry.serves(capability)]
+        serving = [service.entry for service in self._services(capability) if not service.entry.draining]
         return sum(entry.idle for entry in serving), sum(entry.card.slots for entry in serving)
+
+    def _services(self, capability: str) -> list[_Service]:
+        """Of all the living who serve it."""
+        found = self._serving.get(capability)
+        if found is None:
+            if len(self._serving) >= _REMEMBERED:
+                self._serving.clear()
+            services = (entry.service(capability) for entry in self._live.values())
+            found = self._serving[capability] = [service for service in services if service is not None]
+        return found
 
     def forget(self, worker: str) -> None:
         """Drop a worker that left or is lost."""
         if self._live.pop(worker, None) is not None:
+            self._serving.clear()
             self._kept.clear()
         self.claims.forget(worker)
         for shortlist in self._shortlists.values():
@@ -267,7 +339,7 @@ class Directory:
     def serves(self, worker: str, capability: str) -> bool:
         """Whether a living worker bids for the capability."""
         entry = self._live.get(worker)
-        return entry is not None and entry.serves(capability) is not None
+        return entry is not None and entry.service(capability) is not None
 
     def invite(
         self,
@@ -305,52 +377,31 @@ class Directory:
 
         `accepts(digest)` says whether the task's input satisfies that contract.
         """
-        found = (self.candidate(worker, task, accepts) for worker in self._live if worker not in excluded)
-        return [candidate for candidate in found if candidate is not None]
+        picky = _is_picky(task)
+        return [
+            self._known(service, task.capability)
+            for service in self._services(task.capability)
+            if service.entry.card.worker not in excluded
+            and accepts(service.card.contract)
+            and _suits(service, task, picky=picky)
+        ]
 
     def candidate(self, worker: str, task: Task, accepts: Callable[[str], bool] = lambda _: True) -> Candidate | None:
         """This worker, if it lives and may answer the task."""
         entry = self._live.get(worker)
-        offered = entry.serves(task.capability) if entry is not None else None
-        if entry is None or offered is None or entry.draining:
+        service = entry.service(task.capability) if entry is not None else None
+        if service is None or not _suits(service, task, picky=_is_picky(task)) or not accepts(service.card.contract):
             return None
-        if task.contract is not None and offered.contract != task.contract:
-            return None
-        card = entry.card
-        if task.require or task.exclude:
-            facts = (worker, card.owner, offered.model, card.labels)
-            if not all(task.require.holds(*facts)) or any(task.exclude.holds(*facts)):
-                return None
-        if not accepts(offered.contract):
-            return None
-        return self._estimated(entry, task.capability, offered)
+        return self._known(service, task.capability)
 
-    def _estimated(self, entry: _Entry, capability: str, offered: CapabilityCard) -> Candidate:
-        """The worker with what is known of its quality. That decays over days: as of the last beat is as of now."""
-        worker, record = entry.card.worker, self._records.of(entry.card.worker, capability)
-        had = entry.estimated.get(capability)
-        if had is not None and had[0] is record and had[1:3] == (entry.seen, entry.in_hand):
-            return had[3]
-        known = record.reputation.estimate(offered.quality, entry.seen)
-        candidate = Candidate(
-            worker,
-            entry.card.owner,
-            offered.contract,
-            known.quality,
-            offered.model,
-            offered.continues,
-            known.mean,
-            known.cases,
-            load_class(entry.in_hand),
-        )
-        entry.estimated[capability] = record, entry.seen, entry.in_hand, candidate
-        return candidate
+    def _known(self, service: _Service, capability: str) -> Candidate:
+        return service.known(self._records.of(service.entry.card.worker, capability))
 
     def contracts_for(self, capability: str) -> list[Contract]:
         """Contracts under which the capability is served now; those ever announced for it if nobody lives."""
         found = self._kept.get(capability)
         if found is None:
-            served = {c.contract for e in self._live.values() if (c := e.serves(capability)) is not None}
+            served = {service.card.contract for service in self._services(capability)}
             found = [self._contracts[digest] for digest in served if digest in self._contracts]
             found = found or [
                 contract
@@ -362,6 +413,24 @@ class Directory:
                 self._kept.clear()
             self._kept[capability] = found
         return found
+
+
+def _is_picky(task: Task) -> bool:
+    """Whether not all that serve its capability will do."""
+    return task.contract is not None or bool(task.require) or bool(task.exclude)
+
+
+def _suits(service: _Service, task: Task, *, picky: bool) -> bool:
+    """Whether the worker takes tasks, and is such as a `picky` one wants."""
+    entry, card = service.entry, service.card
+    if entry.draining:
+        return False
+    if not picky:
+        return True
+    if task.contract is not None and card.contract != task.contract:
+        return False
+    facts = (entry.card.worker, entry.card.owner, card.model, entry.card.labels)
+    return all(task.require.holds(*facts)) and not any(task.exclude.holds(*facts))
 
 
 def _standing_bid(offer: Offer) -> Bid | None:

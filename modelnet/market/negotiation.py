@@ -62,10 +62,10 @@ from .commands import (
 from .directory import Candidate, Invited
 from .funds import Funds
 from .journal_writer import Entry
-from .records import Outcome, TrackRecords
+from .records import Outcome
 from .reference import ReferencePrices
 from .reputation import Source
-from .scoring import median_run_ms
+from .scoring import Offered, median_run_ms
 from .strategy import Plan
 from .undertaking import Journal, State, Status, Undertaking
 
@@ -114,19 +114,18 @@ class Negotiation(Undertaking):
         find: Callable[[str, frozenset[str], str | None], Invited],
         prices: ReferencePrices,
         claims: Claims,
-        records: TrackRecords | None = None,
         now: float,
         age_s: float,
         journal: Journal = (),
         charged: bool = False,
         plan: Plan = _AUCTION,
-        standing: Callable[[Sequence[Candidate]], Sequence[tuple[Candidate, Bid]]] = lambda _: (),
+        standing: Callable[[Sequence[Candidate]], Sequence[tuple[Candidate, Offered]]] = lambda _: (),
     ) -> None:
         """`age_s`: how long ago the server stamped the task. `charged`: whether its tenant's money must be held before
         an award. `plan`: `spot`, or an auction.
 
         `find(auction, excluded, caller)` gives the workers to ask now, among them the one whose slot became free;
-        `standing(candidates)` the standing offers of those that have room, as bids.
+        `standing(candidates)` the standing offers of those that have room.
         """
         super().__init__(task, negotiator=negotiator, now=now, age_s=age_s)
         self._plan, self._standing = plan, standing
@@ -138,7 +137,6 @@ class Negotiation(Undertaking):
         self._find = find
         self._prices = prices
         self._claims = claims
-        self._records = records
         self._opened_at: float | None = None
         self._negotiating_s = 0.0
         self._auction = Auction("", (), settled=False, now=now)
@@ -290,11 +288,8 @@ class Negotiation(Undertaking):
         asked = () if everybody else tuple(candidate.worker for candidate in found)
         return [AskForBids(request, asked), *funds, StartTimer("window", self._auction.id, window_s)]
 
-    def _take_offer(self, id: str, offers: Sequence[tuple[Candidate, Bid]], now: float) -> list[Command]:
-        """An auction in which nobody is asked: the standing offers are the bids."""
-        self._auction = auction = Auction(id, [candidate for candidate, _ in offers], settled=True, now=now)
-        for _, bid in offers:
-            auction.take(bid, None)
+    def _take_offer(self, id: str, offers: Sequence[tuple[Candidate, Offered]], now: float) -> list[Command]:
+        self._auction = Auction.of_offers(id, offers, now=now)
         return [*self._funds.ask(self._deadline - now), *self._close("offers", now)]
 
     def on_bid(self, reply: Bid | Refusal, now: float, newcomer: Candidate | None = None) -> list[Command]:
@@ -337,9 +332,8 @@ class Negotiation(Undertaking):
                 self._rounds += 1
                 return self._open_auction(now)
             return self._wait("busy" if auction.refused else "no_bids")
-        spot = closed_by == "offers"
-        auction.close(self.task, self._deadline - now, self._prices, self._records, spot=spot)
-        if spot and auction.winner() is None:
+        auction.close(self.task, self._deadline - now, self._prices)
+        if auction.spot and auction.winner() is None:
             return self._open_auction(now)
         self._unrecorded = closed_by, now
         if auction.winner() is not None:

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import NormalDist
+from typing import NamedTuple
 
 from modelnet.messages import Bid, ScoredBid, Task
 
@@ -58,8 +59,7 @@ _NEGLIGIBLE = 9.0
 """Deviations below which a normal variable is never seen: its probability is under 2e-19."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What a task's publisher wants, as numbers."""
 
     budget: int
@@ -79,7 +79,17 @@ class Terms:
         return cls(task.budget, value, per_second, task.min_quality, remaining_s)
 
 
-@dataclass(frozen=True, slots=True)
+class _Scored(NamedTuple):
+    """How a bid was scored."""
+
+    wants: tuple[float, ...]
+    """The task's terms but for the time that remained."""
+    enough_s: float
+    """Time from which on it is in time for sure: then how much remains makes no difference."""
+    bid: ScoredBid
+
+
+@dataclass(slots=True, eq=False)
 class Offered:
     """A bid with the negotiator's knowledge of the bidder."""
 
@@ -93,6 +103,9 @@ class Offered:
     """Decayed outcomes behind it."""
     times_ms: tuple[float, float] | None = None
     """The bid's median and 90th percentile as corrected; None: as claimed."""
+    scored: _Scored | None = field(default=None, init=False)
+    """How it was last scored for a task with time enough: what stands for task after task is mostly asked for the
+    same."""
 
 
 def log_normal(p50_s: float, p90_s: float) -> tuple[float, float]:
@@ -121,6 +134,12 @@ def chance_and_time_s(p50_s: float, p90_s: float, deadline_s: float) -> tuple[fl
     return chance, min(before, deadline_s * chance) + deadline_s * (1 - chance)
 
 
+def _enough_s(p50_s: float, p90_s: float) -> float:
+    """Deadline from which on `chance_and_time_s` is the same for all."""
+    mean, deviation = log_normal(p50_s, p90_s)
+    return math.exp(min(mean + deviation * (_NEGLIGIBLE + deviation), 700.0)) * (1 + 1e-9)
+
+
 def _normal(z: float) -> float:
     """Distribution function of the standard normal."""
     return 0.5 * math.erfc(-z * _ROOT_HALF)
@@ -145,11 +164,14 @@ def value_of(terms: Terms, quality: float, p50_ms: float, p90_ms: float) -> floa
 
 def score(terms: Terms, offered: Offered) -> ScoredBid:
     """The bid with its value V and score S = V − p."""
+    before, wants = offered.scored, terms[:-1]
+    if before is not None and before.wants == wants and before.enough_s <= terms.remaining_s:
+        return before.bid
     bid, times = offered.bid, offered.times_ms or (offered.bid.p50_ms, offered.bid.p90_ms)
     mean = offered.quality if offered.mean_quality is None else offered.mean_quality
     value = value_of(terms, offered.quality, *times)
     total = value - bid.price
-    return ScoredBid.model_construct(
+    scored = ScoredBid.model_construct(
         worker=bid.worker,
         owner=offered.owner,
         price=bid.price,
@@ -168,6 +190,9 @@ def score(terms: Terms, offered: Offered) -> ScoredBid:
         score=total,
         eligible=bid.price <= terms.budget and mean >= terms.min_quality and total >= SCORE_FLOOR,
     )
+    if (enough_s := _enough_s(times[0] / 1e3, times[1] / 1e3)) <= terms.remaining_s:
+        offered.scored = _Scored(wants, enough_s, scored)
+    return scored
 
 
 def rank(task: str, terms: Terms, bids: list[Offered]) -> list[ScoredBid]:

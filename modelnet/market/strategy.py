@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelnet.messages import Bid, Strategy, StrategyKind, Task
+from modelnet.messages import Strategy, StrategyKind, Task
 
 from .directory import Candidate
-from .scoring import chance_and_time_s
+from .scoring import Offered, chance_and_time_s
 
 __all__ = ["COMPOSITE", "Plan", "View", "choose"]
 
@@ -41,8 +41,8 @@ class View:
 
     candidates: Sequence[Candidate]
     """Those that may answer."""
-    offers: Sequence[tuple[Candidate, Bid]]
-    """Standing offers of those with a free slot, as bids."""
+    offers: Sequence[tuple[Candidate, Offered]]
+    """Standing offers of those with a free slot."""
     free: int
     """Free slots of the capability."""
     slots: int
@@ -61,7 +61,7 @@ class View:
     @property
     def cheapest_first(self) -> list[str]:
         """Candidates by the price they offer, those without an offer last; equals by quality, best first."""
-        prices = {candidate.worker: offer.price for candidate, offer in self.offers}
+        prices = {candidate.worker: offer.bid.price for candidate, offer in self.offers}
         return [
             candidate.worker
             for candidate in sorted(
@@ -113,7 +113,7 @@ def _automatic(task: Task, view: View) -> tuple[StrategyKind, str]:
     """By stakes, size and load, in this order."""
     if not view.offers:
         return "auction", "no standing offer with a free slot"
-    prices = [offer.price for _, offer in view.offers]
+    prices = [offer.bid.price for _, offer in view.offers]
     dearest = max(prices)
     sure = max(candidate.quality for candidate in view.candidates)
     if task.min_quality > sure and view.owners >= WIDTH["panel"] and task.budget >= WIDTH["panel"] * dearest:
@@ -122,11 +122,11 @@ def _automatic(task: Task, view: View) -> tuple[StrategyKind, str]:
             return "panel", f"quality {task.min_quality:.2f} is wanted, the best worker is sure of {sure:.2f} alone"
     if task.strategy.check is not None and min(prices) * CHEAPER <= dearest > min(prices):
         return "cascade", f"{task.strategy.check} can tell, and prices go from {min(prices)} to {dearest}"
-    best = min((offer for _, offer in view.offers), key=lambda offer: offer.p90_ms)
+    best = min((offer.bid for _, offer in view.offers), key=lambda bid: bid.p90_ms)
     in_time, _ = chance_and_time_s(best.p50_ms / 1e3, best.p90_ms / 1e3, task.deadline_s)
     if in_time < 1 - LATE and view.idle and len(view.candidates) >= 2 and task.budget >= 2 * dearest:
         return "race", f"the quickest worker is in time with {in_time:.0%}, and slots are free"
-    quickest = min(offer.p50_ms for _, offer in view.offers)
+    quickest = min(offer.bid.p50_ms for _, offer in view.offers)
     if quickest <= QUICK_S * 1e3 and view.idle:
         return "spot", f"answers take {quickest:.0f} ms, {view.free} of {view.slots} slots are free"
     if not view.idle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from modelnet.market import Candidate, Claims, Invited, Negotiation, Plan, Policy, ReferencePrices, State
+from modelnet.market import Candidate, Claims, Invited, Negotiation, Offered, Plan, Policy, ReferencePrices, State
 from modelnet.market.commands import (
     CancelWork,
     Command,
@@ -133,12 +133,16 @@ class Table:
     def _find(self, auction: str, excluded: frozenset[str], caller: str | None) -> Invited:
         return Invited([c for c in self.workers.values() if c.worker not in excluded], self.settled, self.everybody)
 
-    def _standing(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Bid]]:
-        offered = {
+    def _standing(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offered]]:
+        bids = {
             worker: Bid(auction="a", worker=worker, price=price, p50_ms=10, p90_ms=20, free=1)
             for worker, price in self.offers.items()
         }
-        return [(candidate, offered[candidate.worker]) for candidate in candidates if candidate.worker in offered]
+        return [
+            (candidate, candidate.offering(bids[candidate.worker], self.now))
+            for candidate in candidates
+            if candidate.worker in bids
+        ]
 
     @property
     def state(self) -> State:

@@ -126,11 +126,12 @@ class Lone:
 
     def is_worth_its_price(self, now: float) -> bool:
         """By what is known of it: if not, a rival is preferred, but where there is none it is believed."""
-        candidate = Candidate("w", "o", "c", 0.8, mean_quality=0.8)
+        known = self.records.of("w", "a.b").calibration
+        candidate = Candidate("w", "o", "c", 0.8, mean_quality=0.8, calibration=known)
         auction = Auction(f"a{self.number}", [candidate], settled=True, now=now)
         auction.take(Bid(auction=auction.id, worker="w", price=100, p50_ms=1000.0, p90_ms=1500.0), None)
         task = Task(id=f"k{self.number}", capability="a.b", input={}, budget=1000)
-        auction.close(task, 5.0, ReferencePrices(), self.records)
+        auction.close(task, 5.0, ReferencePrices())
         assert auction.winner() is not None
         return auction.bid_of("w").eligible
 

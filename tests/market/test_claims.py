@@ -56,6 +56,20 @@ def test_none_counts_for_long_and_none_is_kept_for_long() -> None:
     assert not claims._claimed
 
 
+def test_they_leave_room_while_fewer_count_than_are_free() -> None:
+    claims = Claims(2.0)
+    assert claims.leave_room("w", 1, OPENED, 10.1)
+    assert not claims.leave_room("w", 0, OPENED, 10.1)
+    claims.add("w", ONE, 10.0)
+    claims.add("w", TWO, 10.0)
+    assert not claims.leave_room("w", 2, OPENED, 10.1)
+    assert claims.leave_room("w", 3, OPENED, 10.1)
+    claims.confirm("w", ONE, 10.1)
+    assert claims.leave_room("w", 2, 10.2, 10.2), "the worker knew"
+    assert not claims.leave_room("w", 1, 10.2, 10.2)
+    assert claims.leave_room("w", 1, 10.2, 12.0), "it counts no more"
+
+
 def test_only_living_workers_have_claims() -> None:
     directory = Directory(lost_after_s=3.0, now=0.0)
     claim = Claim(tenant="t", task="k", attempt=1, p90_ms=1000.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelnet.market import Candidate, Directory, Outcome, TrackRecords
+from modelnet.market import Candidate, Directory, Offered, Outcome, TrackRecords
 from modelnet.market.directory import OFFER_FRESH_S
 from modelnet.market.reputation import UNCLAIMED_QUALITY
 from modelnet.messages import (
@@ -71,7 +71,7 @@ def test_only_fresh_offers_with_a_price_and_a_free_slot_stand(directory: Directo
 
     def standing(now: float) -> list[tuple[str, int | None]]:
         offers = directory.standing(wanted, directory.candidates(wanted, NONE), now)
-        return [(candidate.worker, offer.price) for candidate, offer in offers]
+        return [(candidate.worker, offer.bid.price) for candidate, offer in offers]
 
     def offer(worker: str, capability: str, price: int | None = 5, free: int = 1) -> Offer:
         return Offer(worker=worker, capability=capability, price=price, p50_ms=1, p90_ms=2, free=free)
@@ -89,6 +89,40 @@ def test_only_fresh_offers_with_a_price_and_a_free_slot_stand(directory: Directo
     directory.hear_offer(offer("v", "text.>", price=3, free=99), 4.0)
     assert standing(4.0) == [("v", 3)]
     assert directory.free("text.generate") == (2, 2)  # as of the last beats
+
+
+def test_a_standing_offer_is_scored_by_what_is_known_of_its_worker_now() -> None:
+    records = TrackRecords()
+    directory = Directory(lost_after_s=3.0, now=0.0, records=records)
+    directory.learn_card(card("w", "a.b"), 0.0)
+    wanted = task(capability="a.b")
+
+    def offer(p50_ms: float) -> None:
+        directory.hear_offer(Offer(worker="w", capability="a.b", price=1, p50_ms=p50_ms, p90_ms=200, free=9), 1.0)
+
+    def seen() -> Offered:
+        ((_, offered),) = directory.standing(wanted, directory.candidates(wanted, NONE), 1.0)
+        return offered
+
+    offer(100)
+    first = seen()
+    assert seen() is first, "nothing has changed"
+    assert first.times_ms == (100, 200)
+    for number in range(50):
+        records.learn(Outcome("w", "a.b", f"k{number}", 1, "contract", True, 10, 10, (100, 200), 300.0), 1.0)
+    learned = seen()
+    assert learned.times_ms is not None
+    assert learned.times_ms[0] == pytest.approx(300, rel=0.1)
+    assert learned.quality > first.quality
+    directory.hear(beat("w", running=(RunningAttempt(tenant="t", task="k", attempt=1),)), 1.0)
+    loaded = seen()
+    assert loaded.times_ms != learned.times_ms, "of another class of load"
+    offer(50)
+    assert seen().bid.p50_ms == 50
+    directory.learn_card(card("v", "a.b"), 1.0)
+    assert found(directory, wanted) == ["v", "w"]
+    directory.forget("w")
+    assert found(directory, wanted) == ["v"]
 
 
 def test_offers_are_believed_for_two_beats_however_rare() -> None:

@@ -38,6 +38,21 @@ class Bidder:
     """Whether it has a history when the game begins."""
 
 
+def candidate(bidder: Bidder, records: TrackRecords, claim: float | None) -> Candidate:
+    """What the market knows of it; `claim`: of its quality."""
+    record = records.of(bidder.name, CAPABILITY)
+    known, owner = record.reputation.estimate(claim, 0.0), f"o-{bidder.name}"
+    return Candidate(
+        bidder.name,
+        owner,
+        "c",
+        known.quality,
+        mean_quality=known.mean,
+        cases=known.cases,
+        calibration=record.calibration,
+    )
+
+
 def gain_of(liar: str, bidders: Sequence[Bidder], *, tasks: int = 1100, seed: int = 0) -> tuple[float, int]:
     """What one of them is paid above its cost over all tasks but the first, and how many it won of them."""
     chance = random.Random(seed)
@@ -53,14 +68,7 @@ def gain_of(liar: str, bidders: Sequence[Bidder], *, tasks: int = 1100, seed: in
         noise = {bidder.name: math.exp(chance.gauss(0, 0.2)) for bidder in bidders}
         luck = chance.random()
         task = Task(id=f"k{number}", capability=CAPABILITY, input={}, budget=1000, value_of_time=40.0)
-        candidates = []
-        for bidder in bidders:
-            known = records.quality(bidder.name, CAPABILITY, None, 0.0)
-            candidates.append(
-                Candidate(
-                    bidder.name, f"o-{bidder.name}", "c", known.quality, mean_quality=known.mean, cases=known.cases
-                )
-            )
+        candidates = [candidate(bidder, records, None) for bidder in bidders]
         auction = Auction(f"a{number}", candidates, settled=True, now=0.0)
         for bidder in bidders:
             p50_ms = bidder.median_s * size[bidder.name] * bidder.time_factor * 1e3
@@ -68,7 +76,7 @@ def gain_of(liar: str, bidders: Sequence[Bidder], *, tasks: int = 1100, seed: in
             auction.take(
                 Bid(auction=f"a{number}", worker=bidder.name, price=price, p50_ms=p50_ms, p90_ms=p50_ms * 1.3), None
             )
-        auction.close(task, 60.0, prices, records)
+        auction.close(task, 60.0, prices)
         found = auction.winner()
         if found is None:
             continue
@@ -151,23 +159,11 @@ def play_with_false_identities(count: int, *, price: int, rivals: Sequence[Bidde
         known = Reputation(30 * bidder.quality, 30 * (1 - bidder.quality), 0.0, 30, 0)
         records.put(bidder.name, CAPABILITY, TrackRecord(reputation=known))
     bidders += [Bidder(f"false-{n}", price, 2.0, proven=False) for n in range(count)]
-    candidates = []
-    for bidder in bidders:
-        known_now = records.quality(bidder.name, CAPABILITY, 1.0, 0.0)
-        candidates.append(
-            Candidate(
-                bidder.name,
-                f"o-{bidder.name}",
-                "c",
-                known_now.quality,
-                mean_quality=known_now.mean,
-                cases=known_now.cases,
-            )
-        )
+    candidates = [candidate(bidder, records, 1.0) for bidder in bidders]
     auction = Auction("a1", candidates, settled=True, now=0.0)
     for bidder in bidders:
         auction.take(Bid(auction="a1", worker=bidder.name, price=bidder.cost, p50_ms=2000, p90_ms=2600), None)
-    auction.close(Task(id="k", capability=CAPABILITY, input={}, budget=1000), 60.0, prices, records)
+    auction.close(Task(id="k", capability=CAPABILITY, input={}, budget=1000), 60.0, prices)
     found = auction.winner()
     assert found is not None
     return found[1], found[0].worker

@@ -81,6 +81,28 @@ def test_the_score_is_the_formula() -> None:
     assert found.score == pytest.approx(found.value - 100)
 
 
+@given(
+    st.floats(1e-3, 1e3),
+    st.floats(1.0, 50.0),
+    st.lists(st.tuples(st.sampled_from([400, 500]), st.floats(-1.0, 1e4)), min_size=1, max_size=6),
+)
+def test_a_bid_that_was_scored_before_scores_as_one_that_was_not(
+    p50_s: float, spread: float, asked: list[tuple[int, float]]
+) -> None:
+    standing = offered("w", 100, p50_s=p50_s, p90_s=p50_s * spread)
+    for value, remaining_s in asked:
+        wanted = terms(1000, value=value, value_of_time=1.0, remaining_s=remaining_s)
+        anew = score(wanted, offered("w", 100, p50_s=p50_s, p90_s=p50_s * spread))
+        assert score(wanted, standing) == anew
+
+
+def test_a_bid_is_scored_once_for_tasks_that_want_the_same_and_are_in_no_haste() -> None:
+    standing = offered("w", 100)
+    first = score(terms(remaining_s=60.0), standing)
+    assert score(terms(remaining_s=6000.0), standing) != first, "a minute was not enough to be sure"
+    assert score(terms(remaining_s=5000.0), standing) is score(terms(remaining_s=6000.0), standing)
+
+
 def test_defaults_of_a_task() -> None:
     assert Terms.of(Task(capability="a", input={}), 5.0) == Terms(1000, 1000, 1000 / 600, 0.0, 5.0)
     explicit = Task(capability="a", input={}, budget=7, value=50, value_of_time=0, min_quality=0.5)

@@ -19,13 +19,16 @@ def view(*workers: tuple[str, int | None], p50_ms: float = 1000.0, free: int = 8
     offers = [
         (
             candidate,
-            Bid(
-                auction="a",
-                worker=name,
-                price=price,
-                p50_ms=p50_ms,
-                p90_ms=given.get("p90_ms", p50_ms * 1.5),
-                free=1,
+            candidate.offering(
+                Bid(
+                    auction="a",
+                    worker=name,
+                    price=price,
+                    p50_ms=p50_ms,
+                    p90_ms=given.get("p90_ms", p50_ms * 1.5),
+                    free=1,
+                ),
+                0.0,
             ),
         )
         for candidate, (name, price) in zip(candidates, workers, strict=True)

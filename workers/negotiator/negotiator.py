@@ -28,6 +28,7 @@ from modelnet.market import (
     Invited,
     Journal,
     Negotiation,
+    Offered,
     Plan,
     Policy,
     ReferencePrices,
@@ -292,7 +293,7 @@ class Negotiator:
             now = time.monotonic()
             return self._directory.invite(task, auction, excluded, now, accepts=accepts, caller=caller)
 
-        def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Bid]]:
+        def standing(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Offered]]:
             return self._directory.standing(task, candidates, time.monotonic())
 
         return Negotiation(
@@ -304,7 +305,6 @@ class Negotiator:
             find=find,
             prices=self._prices,
             claims=self._directory.claims,
-            records=self._track,
             now=time.monotonic(),
             age_s=age_s,
             journal=journal,
