@@ -72,6 +72,7 @@ from .undertaking import Journal, State, Status, Undertaking
 __all__ = ["Negotiation", "Policy"]
 
 _AUCTION = Plan("auction")
+_FAILED = ErrorInfo(code="failed", message="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class Negotiation(Undertaking):
         self._errors = 0
         self._lost: list[str] = []
         self._silent: list[str] = []
-        self._last_error = ErrorInfo(code="failed", message="")
+        self._last_error = _FAILED
         self._streamed = Streamed()
         self._funds = Funds(task.budget if charged else None)
         self._closed_by: ClosedBy | None = None

@@ -255,7 +255,7 @@ async def test_a_chat_goes_through_the_models_template(engine: Engine, random_fo
 
 
 async def test_a_chat_without_a_template_is_refused(engines: Engines) -> None:
-    with pytest.raises(BadPrompt, match="no chat template"):
+    with pytest.raises(BadPrompt, match="chat template"):  # said by whatever runs the model
         await answer(engines.chain, Prompt(messages=({"role": "user", "content": "a"},)), GREEDY)
 
 
