@@ -47,6 +47,7 @@ class Scripted:
     refuses: bool = False
     hangs: bool = False
     dead: bool = False
+    threads: tuple[int, ...] = ()
     steps: int | None = 0
     running: int = 0
     closing: asyncio.Event | None = None
