@@ -159,6 +159,31 @@ async def test_beats_are_heard_while_the_catalogue_is_away(
         waits.set()
 
 
+async def test_one_that_leaves_while_it_is_looked_up_is_not_there(
+    nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, begun, ended = Catalogue.card, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Catalogue, worker: str) -> WorkerCard | None:
+        if worker != "brief":
+            return await look_up(self, worker)
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return None
+
+    monkeypatch.setattr(Catalogue, "card", slow)
+    async with Network(fast(nats_server.url)) as network, asyncio.timeout(20):
+        negotiator, beat = await network.negotiator(), Beat(worker="brief", instance="new", slots=1)
+        await network.bus.publish(subjects.beat("brief"), beat.encode())
+        await begun.wait()
+        await network.bus.publish(subjects.beat("brief"), beat.model_copy(update={"leaving": True}).encode())
+        await ended.wait()
+    assert not negotiator._directory.live()
+
+
 async def test_a_forged_word_closes_no_auction(nats_server: EmbeddedNats, tmp_path: Path) -> None:
     requests: list[str] = []
 

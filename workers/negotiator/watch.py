@@ -70,6 +70,8 @@ class Watch:
         """A worker's beat."""
         now = time.monotonic()
         if beat.leaving:
+            if (meeting := self._meeting.get(beat.worker)) is not None:
+                meeting.cancel()  # else it would be taken for alive once it is looked up
             self._directory.forget(beat.worker)
             await self._lost(beat.worker)
             return
