@@ -1,10 +1,11 @@
 """Pure decisions: who wins, at what price, and what happens next. No I/O, no clock, no randomness of its own."""
 
 from .calibration import Calibration
+from .candidate import Candidate
 from .claims import Claims
 from .composite import Composite
 from .decision import Decision, decide, differences, recompute
-from .directory import Candidate, Directory, Invited
+from .directory import Directory, Invited
 from .line import Line, Place
 from .negotiation import Negotiation, Policy
 from .pace import Pace

@@ -8,9 +8,9 @@ from typing import Literal
 
 from modelnet.messages import Bid, ErrorInfo, Refusal, ScoredBid, Task, Transcript
 
+from .candidate import Candidate
 from .claims import Claims
 from .decision import Decision, decide
-from .directory import Candidate
 from .reference import ReferencePrices
 from .scoring import Offered, Terms
 

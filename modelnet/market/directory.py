@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from modelnet.messages import Beat, Bid, CapabilityCard, Claim, Contract, Offer, Task, WorkerCard, matches
+from modelnet.messages import Beat, Claim, Contract, Offer, Task, WorkerCard, matches
 
-from .calibration import Calibration, load_class
+from .candidate import Candidate
 from .claims import Claims
+from .entry import REMEMBERED, Entry, Heard, Service, standing_bid
 from .exploration import BOUND_ASKED
-from .records import TrackRecord, TrackRecords
+from .records import TrackRecords
 from .scoring import Offered
 from .shortlist import Shortlist, standing_worth
 
-__all__ = ["Candidate", "Directory", "Invited"]
+__all__ = ["Directory", "Invited"]
 
-_REMEMBERED = 1024
 _SHORTLISTS = 256
 
 OFFER_FRESH_S = 2.5
 """Age up to which a standing offer is believed, or two beats if those are rarer; they come with each beat, and when a
 slot becomes free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A worker that could take a task."""
-
-    worker: str
-    owner: str
-    contract: str
-    quality: float
-    """The negotiator's estimate."""
-    model: str | None = None
-    continues: bool = False
-    """Whether it can go on from another attempt's text, and another from its own."""
-    mean_quality: float | None = None
-    """Mean of the estimate whose lower bound `quality` is; None: the bound is all that is known."""
-    cases: float = 0.0
-    """Decayed outcomes behind it."""
-    load: int = 0
-    """Class of its load, as of its last beat."""
-    calibration: Calibration | None = None
-    """Of its claims of time; None: they are taken as they are."""
-
-    def offering(self, bid: Bid, now: float) -> Offered:
-        """A bid of this worker, with what is known of it now."""
-        times_ms = None
-        if self.calibration is not None:
-            times_ms = self.calibration.correct(bid.p50_ms, bid.p90_ms, self.load, now)
-        return Offered(bid, self.owner, self.quality, self.mean_quality, self.cases, times_ms)
 
 
 class Invited(NamedTuple):
@@ -62,104 +32,6 @@ class Invited(NamedTuple):
     """Whether nobody else can be there."""
     everybody: bool = True
     """False: a shortlist of those that could answer."""
-
-
-class _Heard(NamedTuple):
-    """A worker's last standing offer for something on its card."""
-
-    at: float
-    offer: Offer
-    bid: Bid | None
-    """The bid that it stands for; None if it names no price."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    card: WorkerCard
-    seen: float
-    in_hand: int
-    """Attempts, as of its last beat."""
-    instance: str
-    backlog: int = 0
-    """Awards that it takes beyond its slots."""
-    draining: bool = False
-    offers: dict[str, _Heard] = field(default_factory=dict)
-    """By pattern of its card."""
-    services: dict[str, _Service | None] = field(default_factory=dict)
-    """By capability that was asked for."""
-
-    @property
-    def idle(self) -> int:
-        """Free slots."""
-        return 0 if self.draining else max(self.card.slots - self.in_hand, 0)
-
-    @property
-    def free(self) -> int:
-        """Awards that it can take."""
-        return 0 if self.draining else max(self.card.slots + self.backlog - self.in_hand, 0)
-
-    def service(self, capability: str) -> _Service | None:
-        """What it serves this capability with: the most exact of its card's that covers it."""
-        try:
-            return self.services[capability]
-        except KeyError:
-            if len(self.services) >= _REMEMBERED:
-                self.services.clear()
-            found = [c for c in self.card.capabilities if matches(c.pattern, capability)]
-            best = max(found, key=lambda c: (c.pattern == capability, len(c.pattern)), default=None)
-            service = self.services[capability] = None if best is None else _Service(self, best)
-            return service
-
-
-@dataclass(slots=True, eq=False)
-class _Service:
-    """What a worker serves a capability with, and what followed from that for the last task: mostly it does for the
-    next."""
-
-    entry: _Entry
-    card: CapabilityCard
-    facts: tuple[TrackRecord, float, int] | None = None
-    """The record, the beat and the load that the candidate follows from."""
-    candidate: Candidate | None = None
-    offering: Offered | None = None
-    """The standing offer, as it follows from the candidate."""
-
-    def known(self, record: TrackRecord) -> Candidate:
-        """The worker with what is known of its quality. That decays over days: as of the last beat is as of now."""
-        entry, facts = self.entry, self.facts
-        candidate = self.candidate
-        if (
-            candidate is not None
-            and facts is not None
-            and facts[0] is record
-            and facts[1] == entry.seen
-            and facts[2] == entry.in_hand
-        ):
-            return candidate
-        estimate = record.reputation.estimate(self.card.quality, entry.seen)
-        self.facts, self.offering = (record, entry.seen, entry.in_hand), None
-        self.candidate = candidate = Candidate(
-            entry.card.worker,
-            entry.card.owner,
-            self.card.contract,
-            estimate.quality,
-            self.card.model,
-            self.card.continues,
-            estimate.mean,
-            estimate.cases,
-            load_class(entry.in_hand),
-            record.calibration,
-        )
-        return candidate
-
-    def standing(self, candidate: Candidate, bid: Bid, now: float) -> Offered:
-        """Its standing offer, with what is known of the worker."""
-        offering = self.offering
-        if offering is None or offering.bid is not bid or candidate is not self.candidate:
-            offering = candidate.offering(bid, now)
-            if candidate is self.candidate:
-                self.offering = offering
-        return offering
 
 
 class Directory:
@@ -173,8 +45,8 @@ class Directory:
         """Awards that the workers may not have shown yet."""
         self._settled_at = now + 2 * lost_after_s / 3
         self._offer_fresh_s = max(OFFER_FRESH_S, 2 * lost_after_s / 3)
-        self._live: dict[str, _Entry] = {}
-        self._serving: dict[str, list[_Service]] = {}
+        self._live: dict[str, Entry] = {}
+        self._serving: dict[str, list[Service]] = {}
         """By capability that was asked for: the living who serve it, until a card comes or goes."""
         self._shortlists: dict[str, Shortlist] = {}
         """By capability that was asked for, while the market is large."""
@@ -214,7 +86,7 @@ class Directory:
 
     def learn_card(self, card: WorkerCard, now: float) -> None:
         """Note the card of a worker that has been heard."""
-        self._live[card.worker] = entry = _Entry(card, now, 0, card.instance)
+        self._live[card.worker] = entry = Entry(card, now, 0, card.instance)
         self._serving.clear()
         self._kept.clear()
         self.claims.forget(card.worker)
@@ -245,7 +117,7 @@ class Directory:
         entry = self._live.get(offer.worker)
         if entry is None or all(offer.capability != served.pattern for served in entry.card.capabilities):
             return
-        entry.offers[offer.capability] = _Heard(now, offer, _standing_bid(offer))
+        entry.offers[offer.capability] = Heard(now, offer, standing_bid(offer))
         for capability, shortlist in self._shortlists.items():
             self._enlist(shortlist, capability, entry, has_room=offer.free > 0)
 
@@ -257,7 +129,7 @@ class Directory:
         for shortlist in self._shortlists.values():
             shortlist.room(worker, has_room)
 
-    def _enlist(self, shortlist: Shortlist, capability: str, entry: _Entry, *, has_room: bool = True) -> None:
+    def _enlist(self, shortlist: Shortlist, capability: str, entry: Entry, *, has_room: bool = True) -> None:
         service = entry.service(capability)
         if service is None:
             return
@@ -301,11 +173,11 @@ class Directory:
         serving = [service.entry for service in self._services(capability) if not service.entry.draining]
         return sum(entry.idle for entry in serving), sum(entry.card.slots for entry in serving)
 
-    def _services(self, capability: str) -> list[_Service]:
+    def _services(self, capability: str) -> list[Service]:
         """Of all the living who serve it."""
         found = self._serving.get(capability)
         if found is None:
-            if len(self._serving) >= _REMEMBERED:
+            if len(self._serving) >= REMEMBERED:
                 self._serving.clear()
             services = (entry.service(capability) for entry in self._live.values())
             found = self._serving[capability] = [service for service in services if service is not None]
@@ -394,7 +266,7 @@ class Directory:
             return None
         return self._known(service, task.capability)
 
-    def _known(self, service: _Service, capability: str) -> Candidate:
+    def _known(self, service: Service, capability: str) -> Candidate:
         return service.known(self._records.of(service.entry.card.worker, capability))
 
     def contracts_for(self, capability: str) -> list[Contract]:
@@ -409,7 +281,7 @@ class Directory:
                 if matches(pattern, capability)
                 for contract in announced.values()
             ]
-            if len(self._kept) >= _REMEMBERED:
+            if len(self._kept) >= REMEMBERED:
                 self._kept.clear()
             self._kept[capability] = found
         return found
@@ -420,7 +292,7 @@ def _is_picky(task: Task) -> bool:
     return task.contract is not None or bool(task.require) or bool(task.exclude)
 
 
-def _suits(service: _Service, task: Task, *, picky: bool) -> bool:
+def _suits(service: Service, task: Task, *, picky: bool) -> bool:
     """Whether the worker takes tasks, and is such as a `picky` one wants."""
     entry, card = service.entry, service.card
     if entry.draining:
@@ -431,19 +303,3 @@ def _suits(service: _Service, task: Task, *, picky: bool) -> bool:
         return False
     facts = (entry.card.worker, entry.card.owner, card.model, entry.card.labels)
     return all(task.require.holds(*facts)) and not any(task.exclude.holds(*facts))
-
-
-def _standing_bid(offer: Offer) -> Bid | None:
-    """An offer without room is none, and a bid of no auction."""
-    if offer.price is None or not offer.free:
-        return None
-    return Bid.model_construct(
-        auction="",
-        worker=offer.worker,
-        price=offer.price,
-        p50_ms=offer.p50_ms,
-        p90_ms=max(offer.p90_ms, offer.p50_ms),
-        first_ms=offer.first_ms,
-        first_p90_ms=offer.first_p90_ms,
-        free=offer.free,
-    )

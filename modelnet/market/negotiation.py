@@ -39,6 +39,7 @@ from modelnet.messages import (
 
 from .attempt import Attempt
 from .auction import Auction, ClosedBy
+from .candidate import Candidate
 from .claims import Claims
 from .commands import (
     AskForBids,
@@ -59,7 +60,7 @@ from .commands import (
     Timer,
     WaitingReason,
 )
-from .directory import Candidate, Invited
+from .directory import Invited
 from .funds import Funds
 from .journal_writer import Entry
 from .records import Outcome

@@ -125,12 +125,6 @@ class TrackRecords:
         """What its answers are expected to be worth, given what it claims."""
         return self.of(worker, capability).reputation.estimate(claim, now)
 
-    def times_ms(
-        self, worker: str, capability: str, p50_ms: float, p90_ms: float, load: int, now: float
-    ) -> tuple[float, float]:
-        """The median and 90th percentile to reckon with, from those that it claims."""
-        return self.of(worker, capability).calibration.correct(p50_ms, p90_ms, load, now)
-
     def learn(self, outcome: Outcome, now: float) -> TrackRecord:
         """Note an outcome; the record as it then is."""
         record = self.of(outcome.worker, outcome.capability).after(outcome, now)

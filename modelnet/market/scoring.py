@@ -69,7 +69,12 @@ class Terms(NamedTuple):
     """μ: micro-credits per second."""
     min_quality: float
     remaining_s: float
-    """d: seconds until the deadline."""
+    """d: seconds until the deadline. Last, so that all before it are `wants`."""
+
+    @property
+    def wants(self) -> tuple[float, ...]:
+        """The terms but for the time that remains."""
+        return self[:-1]
 
     @classmethod
     def of(cls, task: Task, remaining_s: float) -> Terms:
@@ -83,7 +88,7 @@ class _Scored(NamedTuple):
     """How a bid was scored."""
 
     wants: tuple[float, ...]
-    """The task's terms but for the time that remained."""
+    """The task's."""
     enough_s: float
     """Time from which on it is in time for sure: then how much remains makes no difference."""
     bid: ScoredBid
@@ -164,7 +169,7 @@ def value_of(terms: Terms, quality: float, p50_ms: float, p90_ms: float) -> floa
 
 def score(terms: Terms, offered: Offered) -> ScoredBid:
     """The bid with its value V and score S = V − p."""
-    before, wants = offered.scored, terms[:-1]
+    before, wants = offered.scored, terms.wants
     if before is not None and before.wants == wants and before.enough_s <= terms.remaining_s:
         return before.bid
     bid, times = offered.bid, offered.times_ms or (offered.bid.p50_ms, offered.bid.p90_ms)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from modelnet.messages import Strategy, StrategyKind, Task
 
-from .directory import Candidate
+from .candidate import Candidate
 from .scoring import Offered, chance_and_time_s
 
 __all__ = ["COMPOSITE", "Plan", "View", "choose"]

@@ -159,7 +159,7 @@ def test_a_worker_that_was_slow_for_a_while_is_preferred_again() -> None:
     for _ in range(10):  # and stays so, for it is quick again
         assert worker.is_worth_its_price(later)
         worker.takes(1000.0, later)
-    p50, _ = worker.records.times_ms("w", "a.b", 1000.0, 1500.0, 0, later)
+    p50, _ = worker.records.of("w", "a.b").calibration.correct(1000.0, 1500.0, 0, later)
     assert p50 < 1200
 
 

@@ -146,7 +146,7 @@ def test_claiming_half_the_time_pays_only_until_it_is_known() -> None:
     records = TrackRecords()
     for number in range(20):
         records.learn(Outcome("w", CAPABILITY, f"k{number}", 1, "checker", True, 10, 10, (500.0, 650.0), 1000.0), 0.0)
-    p50, _ = records.times_ms("w", CAPABILITY, 500.0, 650.0, 0, 0.0)
+    p50, _ = records.of("w", CAPABILITY).calibration.correct(500.0, 650.0, 0, 0.0)
     assert p50 == pytest.approx(1000.0, rel=0.05)
 
 
