@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -27,8 +26,6 @@ import uvloop
 
 import modelnet
 from bench.gateway import KEY
-from modelnet.engines.core_hold import CoreHolds
-from modelnet.engines.keeper import LOOK_S
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from modelnet.messages import Delta
 
@@ -39,7 +36,7 @@ CACHE, OPTIONS, DOOR_KEY = "VLLM_CACHE_ROOT", "BENCH_ENGINE_OPTIONS", "BENCH_KEY
 BARE_EVERY = 8
 """Seldom enough not to take part in what is measured."""
 
-Kind = Literal["LLMEngine", "AsyncLLM", "held", "http", "bus"]
+Kind = Literal["LLMEngine", "AsyncLLM", "http", "bus"]
 
 
 class Question(NamedTuple):
@@ -217,9 +214,8 @@ async def _stepped(where: str) -> AsyncIterator[Play]:
 
 
 @contextlib.asynccontextmanager
-async def _async(where: str, *, held: bool = False) -> AsyncIterator[Play]:
-    """vLLM's AsyncLLM: the engine in a process of its own, as `vllm serve` and modelnet have it. `held`: on its core,
-    as modelnet does it."""
+async def _async(where: str) -> AsyncIterator[Play]:
+    """vLLM's AsyncLLM: the engine in a process of its own, as `vllm serve` and modelnet have it."""
     arguments = _engine_arguments(where, in_process=False)
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -239,16 +235,7 @@ async def _async(where: str, *, held: bool = False) -> AsyncIterator[Play]:
             counted += len(output.outputs[0].token_ids)
         return Answer(asked, first, last, counted)
 
-    async def hold() -> None:
-        holds, processes = CoreHolds(), [process.pid for process in llm.engine_core.resources.engine_manager.processes]
-        while True:
-            holds.look(processes)
-            await asyncio.sleep(LOOK_S)
-
-    holding = asyncio.create_task(hold()) if held else None
     yield lambda streams: _play(ask, streams)
-    if holding is not None:
-        holding.cancel()
     llm.shutdown()
 
 
@@ -306,7 +293,6 @@ async def _bus(where: str) -> AsyncIterator[Play]:
 _PLAYERS: dict[str, Callable[[str], AbstractAsyncContextManager[Play]]] = {
     "LLMEngine": _stepped,
     "AsyncLLM": _async,
-    "held": partial(_async, held=True),
     "http": _http,
     "bus": _bus,
 }

@@ -24,17 +24,16 @@ from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
 from modelnet.bus.embedded import free_port
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
-__all__ = ["ALONE", "APART", "DRIVERS", "OURS", "SIDES", "Side", "opened"]
+__all__ = ["APART", "DRIVERS", "OURS", "SIDES", "Side", "opened"]
 
-ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", "AsyncLLM": "AsyncLLM", "AsyncLLM, held": "held"}
-"""Those of vLLM itself, each in its player's process; the last one held on its core as modelnet holds its engines."""
-ALONE = LLM, ASYNC, HELD = tuple(ENGINES)
+ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", "AsyncLLM": "AsyncLLM"}
+"""Those of vLLM itself, each in its player's process."""
 OURS = "modelnet"
 DRIVERS = {OURS: "vllm-async", f"{OURS}, thread": "vllm"}
 """How a modelnet worker drives the engine."""
 APART = PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
 """Many processes each, which take some of the processor also while nobody asks."""
-SIDES = (*ALONE, "vllm serve", PROXIED, RAY, *DRIVERS)
+SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, *DRIVERS)
 
 START_S = 240.0
 RAY_PACKAGE = PEERS[1]

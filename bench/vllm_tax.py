@@ -7,11 +7,9 @@ did with everything at once. Engine, network and client share this machine; Lite
 dozens of processes are measured after the others, in rounds of their own, as they take a share of it while they wait
 too. vLLM is asked in both of its ways: LLMEngine stepped by a loop that does nothing else, which the others are
 compared with, and AsyncLLM, which has its engine in a process of its own. modelnet drives it in both: `modelnet` is
-AsyncLLM, `thread` is LLMEngine in a thread of the worker. All engines have the same options. modelnet's worker holds
-the thread that computes on its core (modelnet/engines/core_hold.py), which makes that faster by itself; so AsyncLLM is
-asked directly as vLLM leaves it, and held in the same way. LiteLLM's proxy, before a `vllm serve` of its own, and Ray
-Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between tokens is (last - first) /
-(tokens - 1) of each answer.
+AsyncLLM, `thread` is LLMEngine in a thread of the worker. All engines have the same options. LiteLLM's proxy, before a
+`vllm serve` of its own, and Ray Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between
+tokens is (last - first) / (tokens - 1) of each answer.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
 from bench.vllm_players import Question, Stream, summary
-from bench.vllm_sides import ALONE, APART, ASYNC, DRIVERS, HELD, LLM, OURS, SIDES, opened
+from bench.vllm_sides import APART, DRIVERS, OURS, SIDES, opened
 
 __all__ = ["main"]
 
@@ -43,7 +41,6 @@ MODEL = MODELS["tiny"]
 SHARES = (0.25, 0.5, 0.75, 1.2)
 PROMPT_BYTES, ANSWER_TOKENS = 300, 64
 SLOTS = 256
-BESIDE = tuple(side for side in SIDES if side not in ALONE)
 
 
 def load(seed: int, requests: int, rate: float) -> list[Stream]:
@@ -104,26 +101,22 @@ def report(found: Measured, peak: float) -> str:
         for side, by_share in found.items():
             each = by_share[share]
             row = "".join(f"{statistics.median(one[name] for one in each):>11.1f}" for name in names)
-            alone = found[LLM][share]
+            alone = found[SIDES[0]][share]
             ratios = [one["tok/s"] / base["tok/s"] for one, base in zip(each, alone, strict=True)]
             shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
             lines.append(f"{side:<18}{row}   {statistics.median(ratios):.2f} ({shown})")
-        direct = {name: found[name][share] for name in (ASYNC, HELD)}
-        lines += [added(side, by_share[share], direct) for side, by_share in found.items() if side in DRIVERS]
+        lines += [
+            added(side, by_share[share], found[SIDES[1]][share]) for side, by_share in found.items() if side in DRIVERS
+        ]
     return "\n".join(lines)
 
 
-def added(side: str, each: list[dict[str, float]], direct: dict[str, list[dict[str, float]]]) -> str:
-    """What a network adds to the first token of those asked directly, and what its messages take by themselves beside
-    the engine."""
-    more = {
-        name: statistics.median(one["TTFT p50"] - base["TTFT p50"] for one, base in zip(each, alone, strict=True))
-        for name, alone in direct.items()
-    }
-    over = ", ".join(f"{ms:+.1f} ms over {name}" for name, ms in more.items())
+def added(side: str, each: list[dict[str, float]], alone: list[dict[str, float]]) -> str:
+    """What a network adds to AsyncLLM's first token, and what its messages take by themselves beside the engine."""
+    more = statistics.median(one["TTFT p50"] - base["TTFT p50"] for one, base in zip(each, alone, strict=True))
     bare, auction = (statistics.median(one[name] for one in each) for name in ("bare p50", "auction p50"))
     return (
-        f"{side}: first token p50 {over}; "
+        f"{side}: first token +{more:.1f} ms over {SIDES[1]}'s, p50; "
         f"two bare round trips there and the auction: 2 x {bare:.1f} + {auction:.1f} = {2 * bare + auction:.1f} ms"
     )
 
@@ -133,7 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="at each rate")
-    parser.add_argument("--sides", nargs="+", choices=BESIDE, default=BESIDE, help="beside vLLM's own engines")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES[2:], default=SIDES[2:], help="beside LLMEngine and AsyncLLM"
+    )
     parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM and Ray are, or are installed")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
     parser.add_argument("--write", action="store_true")
@@ -145,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write(text)
     for group in filter(None, groups):
         with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-            sides = [*ALONE, *group]
+            sides = [*SIDES[:2], *group]
             found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, sides, args.peers))
         raw.append({"requests_per_s": peak, "sides": found})
         text += (more := "\n\n" + report(found, peak))
@@ -154,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write("\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)
-        name = "_".join(["vllm_tax", *(args.sides if args.sides != BESIDE else ())]).replace(", ", "-")
+        name = "_".join(["vllm_tax", *(args.sides if args.sides != SIDES[2:] else ())]).replace(", ", "-")
         RESULTS.joinpath(f"{name}.txt").write_text(text + "\n")
         RESULTS.joinpath(f"{name}.json").write_text(json.dumps(raw) + "\n")
 

@@ -93,8 +93,6 @@ class Synthetic:
     async def score(self, request_id: str, query: str, documents: Sequence[str]) -> Scores:
         raise Unsupported("it makes tokens only")
 
-    threads = ()
-
     async def abort(self, request_id: str) -> None: ...
 
     def state(self) -> EngineState:

@@ -6,7 +6,7 @@ engine; `modelnet.engines.select` picks one.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -302,11 +302,6 @@ class Engine(Protocol):
     def abilities(self) -> frozenset[Ability]:
         """What it can do: what it was opened for, and less if starting shows that the model can't. Anything else
         raises `Unsupported`."""
-
-    @property
-    def threads(self) -> Collection[int]:
-        """Ids of this machine's threads in which the model computes on a CPU, if it does so in one at a time; known
-        once started."""
 
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""

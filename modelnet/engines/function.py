@@ -83,10 +83,6 @@ class FunctionEngine:
         return UNBOUNDED
 
     @property
-    def threads(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def abilities(self) -> frozenset[Ability]:
         can: set[Ability] = set(PLAIN) if self._answer_by else set()
         can |= {"embed"} if self._embed_by else set()

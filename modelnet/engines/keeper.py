@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from modelnet.engines.base import Ability, Chunk, Embeddings, Engine, EngineState, Prompt, Sampling, Scores
-from modelnet.engines.core_hold import CoreHolds
 from modelnet.engines.errors import EngineDead, EngineError
 
 __all__ = ["STALL_S", "KeptEngine"]
@@ -73,10 +72,6 @@ class KeptEngine:
     @property
     def abilities(self) -> frozenset[Ability]:
         return self._engine.abilities
-
-    @property
-    def threads(self) -> Collection[int]:
-        return self._engine.threads
 
     async def start(self) -> None:
         await self._engine.start()
@@ -141,13 +136,11 @@ class KeptEngine:
 
     async def _watch(self) -> None:
         steps, since = None, time.monotonic()
-        holds = CoreHolds()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):  # Python 3.11's wait_for may swallow a cancellation
                     await self._alarm.wait()
             self._alarm.clear()
-            holds.look(self._engine.threads)
             state, now = self._engine.state(), time.monotonic()
             if state.steps is None or state.steps != steps or not state.running + state.waiting:
                 steps, since = state.steps, now

@@ -126,10 +126,6 @@ class OpenAIEngine:
         return self._max_model_len or UNBOUNDED
 
     @property
-    def threads(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def abilities(self) -> frozenset[Ability]:
         return self._abilities
 

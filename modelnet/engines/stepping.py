@@ -91,12 +91,6 @@ class StepThread:
     def members(self) -> int:
         return len(self._members)
 
-    @property
-    def id(self) -> int | None:
-        """The operating system's id of the thread; None while there is none."""
-        thread = self._thread
-        return thread.native_id if thread is not None else None
-
     def call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Run on the thread, after the calls handed in before."""
         future: Future[Any] = Future()

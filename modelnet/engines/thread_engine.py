@@ -23,7 +23,6 @@ from modelnet.engines.base import (
 from modelnet.engines.errors import DuplicateRequest, EngineDead, EngineError, EngineUnavailable
 from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 from modelnet.engines.stepping import Item, StepCore, StepThread
-from modelnet.engines.vllm_setup import computes_in_one_thread
 
 __all__ = ["ThreadEngine"]
 
@@ -91,11 +90,6 @@ class ThreadEngine:
     @property
     def abilities(self) -> frozenset[Ability]:
         return self._core.abilities
-
-    @property
-    def threads(self) -> tuple[int, ...]:
-        thread = self._thread.id if not self._closed else None
-        return (thread,) if thread is not None and computes_in_one_thread() else ()
 
     async def start(self) -> None:
         if self._loop is not None:

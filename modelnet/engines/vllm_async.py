@@ -24,7 +24,7 @@ from modelnet.engines.pooling import Pooled, Pooler, PoolRequest
 from modelnet.engines.vllm_adapters import Adapters
 from modelnet.engines.vllm_model import LoadedModel, VllmOptions
 from modelnet.engines.vllm_requests import Probe, engine_args, pooled, refused, token_input
-from modelnet.engines.vllm_setup import computes_in_one_thread, prepare_environment, require_spawn_guard
+from modelnet.engines.vllm_setup import prepare_environment, require_spawn_guard
 
 __all__ = ["VllmAsyncEngine"]
 
@@ -65,10 +65,6 @@ class VllmAsyncEngine:
         """Ids of the engine's own processes."""
         manager = self._llm.engine_core.resources.engine_manager if self._llm is not None else None
         return tuple(process.pid for process in manager.processes) if manager is not None else ()
-
-    @property
-    def threads(self) -> tuple[int, ...]:
-        return self.processes if computes_in_one_thread() else ()  # of each process its main thread, which has its id
 
     async def start(self) -> None:
         require_spawn_guard(self.model)

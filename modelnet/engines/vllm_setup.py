@@ -11,14 +11,7 @@ from typing import Any
 
 from modelnet.engines.errors import EngineUnavailable
 
-__all__ = [
-    "computes_in_one_thread",
-    "engine_options",
-    "has_gpu",
-    "prepare_environment",
-    "require_spawn_guard",
-    "vllm_available",
-]
+__all__ = ["engine_options", "has_gpu", "prepare_environment", "require_spawn_guard", "vllm_available"]
 
 _MIB = 1 << 20
 
@@ -41,12 +34,6 @@ def has_gpu() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
-
-
-def computes_in_one_thread() -> bool:
-    """Whether engines compute on the CPU in a single thread each, and vLLM binds that to no core: so it is where
-    `prepare_environment` has found no GPU, and the user has not set it otherwise."""
-    return os.environ.get("OMP_NUM_THREADS") == "1" and os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind"
 
 
 def prepare_environment(model: str, *, in_process: bool) -> None:

@@ -47,7 +47,6 @@ class Scripted:
     refuses: bool = False
     hangs: bool = False
     dead: bool = False
-    threads: tuple[int, ...] = ()
     steps: int | None = 0
     running: int = 0
     closing: asyncio.Event | None = None

@@ -10,8 +10,6 @@ import pytest
 
 from modelnet.deltas import COALESCE_S, DELTAS_PER_S
 from modelnet.engines import EngineUnavailable, Prompt, Sampling, open_engine, vllm_available
-from modelnet.engines.core_hold import CoreHolds
-from modelnet.engines.select import EngineKind
 from modelnet.engines.vllm_requests import MOST_TOKENS_APART, Probe
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from tests.engines.models import Folder, write_random
@@ -48,29 +46,6 @@ async def test_what_cannot_start_says_why_and_leaves_others_alone(random_folder:
     chunks = [c async for c in good.generate("r", Prompt(text="a"), Sampling(max_tokens=3))]
     assert chunks[-1].completion_tokens == 3
     await good.close()
-
-
-@needs_vllm
-@pytest.mark.parametrize(
-    "kind", ["vllm", pytest.param("vllm-async", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
-)
-async def test_it_names_the_thread_that_computes_unless_vllm_binds_it(
-    monkeypatch: pytest.MonkeyPatch, random_folder: Folder, kind: EngineKind
-) -> None:
-    engine = open_engine(random_folder.name, kind=kind)
-    await engine.start()
-    (thread,) = engine.threads
-    before = CoreHolds().cores.usage(thread).ran
-    _ = [c async for c in engine.generate("r", Prompt(text="a"), Sampling(max_tokens=30))]
-    assert CoreHolds().cores.usage(thread).ran > before
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert engine.threads == ()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
-    assert engine.threads == ()
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    await engine.close()
-    assert engine.threads == ()
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch, random_folder: Folder) -> None:
