@@ -189,7 +189,10 @@ async def test_a_forged_word_closes_no_auction(nats_server: EmbeddedNats, tmp_pa
 
     async with Network(fast(nats_server.url, bid_window_ms=10_000.0)) as network:
         negotiator, lone = await network.negotiator(), lone_process(network, tmp_path)
-        await lone.start()
+        async with network.ear(subjects.beat("lone")) as beats:
+            await lone.start()
+            while not negotiator._directory.serves("lone", "lone.speak"):  # its first beat may not be out yet
+                await beats.next()
         pid = lone.pid
         assert pid is not None
 
