@@ -20,10 +20,10 @@ from modelnet.bus import journal, subjects
 from modelnet.bus.connection import unsubscribe
 from modelnet.bus.replay import last_of, read_all
 from modelnet.errors import ConnectionFailed, UnknownTask
-from modelnet.messages import Awarded, Final, Planned, Waiting, decode_entry, decode_event, new_id
+from modelnet.messages import Awarded, Final, JournalEntry, Planned, Waiting, decode_entry, decode_event, new_id
 from modelnet.reader import Position, Reader, StreamEvent
 
-__all__ = ["Following", "Listener", "Live"]
+__all__ = ["Following", "Listener", "Live", "journal_of"]
 
 MAX_UNREAD = 8192
 """Live messages that wait for a slow reader; what comes above is read from the stream later."""
@@ -31,6 +31,18 @@ MAX_UNREAD = 8192
 
 MAX_TENANTS = 64
 """Tenants whose streams a client goes on hearing while it follows none of their tasks."""
+
+
+async def journal_of(bus: Bus, tenant: str, task: str, *, known: bool) -> tuple[tuple[int, JournalEntry | None], ...]:
+    """A task's journal, with sequences. Raises `ConnectionFailed`, and `UnknownTask` if it has left no trace, unless
+    it is `known`."""
+    entries = await journal.read(bus, tenant, task)
+    if not entries and not known and await last_of(bus, "TASKS", subjects.queued_task(tenant, task)) is None:
+        # Between the two reads the task may have ended and left the queue.
+        entries = await journal.read(bus, tenant, task)
+        if not entries:
+            raise UnknownTask(f"no task {task!r} of tenant {tenant!r}")
+    return entries
 
 
 class Live:
@@ -43,9 +55,17 @@ class Live:
         self._bus, self._leave = bus, leave
         self._unread = deque[Msg]()
         self._news = asyncio.Event()
+        self._only: str | None = None
+
+    def narrow(self, subject: str) -> None:
+        """From now on nothing is wanted but what comes on this subject."""
+        self._only = subject
+        self._unread = deque(msg for msg in self._unread if msg.subject == subject)
 
     def hear(self, msg: Msg) -> None:
         """A message that came."""
+        if self._only is not None and msg.subject != self._only:
+            return
         if len(self._unread) >= MAX_UNREAD:
             self.dropped = True
         else:
@@ -178,12 +198,7 @@ class Following:
     async def fill(self) -> list[StreamEvent]:
         """All that is stored. Raises `ConnectionFailed`, and `UnknownTask` if the task has left no trace."""
         bus, due = self._bus, list[StreamEvent]()
-        entries = await journal.read(bus, self._tenant, self._task)
-        if not entries and not self.reader.attempt:
-            queued = await last_of(bus, "TASKS", subjects.queued_task(self._tenant, self._task))
-            # Between the two reads the task may have ended and left the queue.
-            if queued is None and not (entries := await journal.read(bus, self._tenant, self._task)):
-                raise UnknownTask(f"no task {self._task!r} of tenant {self._tenant!r}")
+        entries = await journal_of(bus, self._tenant, self._task, known=bool(self.reader.attempt))
         final = None
         for sequence, entry in entries:
             if isinstance(entry, Final):

@@ -203,9 +203,18 @@ async def test_stream_is_numbered_without_gaps_and_its_deltas_join_to_the_text(n
 
 async def test_text_of_any_length_arrives_whole(network: Network) -> None:
     task = await network.client.submit("good.long", {})
-    final = await task.result()
+    await events(task)
     assert task.text == "ä" * 600_000
-    assert final.output == {"short": True}
+    assert (await task.result()).output == {"short": True}
+
+
+async def test_who_asks_for_the_result_may_read_the_stream_afterwards(network: Network) -> None:
+    task = await network.client.submit("good.progress", {})
+    final = await task.result()
+    assert task.text == ""
+    stream = await events(task)
+    assert [event.kind for event in stream] == ["awarded", "progress", "delta", "progress", "output", "final"]
+    assert (task.text, stream[-1]) == ("text", final)
 
 
 async def test_usage_adds_up_and_names_the_run_time(network: Network) -> None:
