@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import PING_PROTO, Client
+from nats.aio.client import NO_RESPONDERS_STATUS, PING_PROTO, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
+from nats.js.api import Header
 
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
@@ -27,16 +30,51 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
     one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing."""
 
     _pending: list[bytes]
+    _write_due = False
+    """Whether what is pending will be written in this turn of the event loop."""
 
-    async def request(self, *args: Any, **options: Any) -> Msg:
-        """As nats-py's, and it ends when it is cancelled."""
-        task = asyncio.current_task()
-        assert task is not None
-        cancelled = task.cancelling()
-        msg = await super().request(*args, **options)
-        if task.cancelling() > cancelled:
-            raise asyncio.CancelledError
+    async def request(
+        self, subject: str, payload: bytes = b"", timeout: float = 0.5, *, headers: dict[str, Any] | None = None
+    ) -> Msg:
+        """As nats-py's, and it ends when it is cancelled: asyncio.wait_for, which that uses, is left out."""
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        loop = asyncio.get_running_loop()
+        token, answer = secrets.token_hex(11), loop.create_future()
+        self._resp_map[token] = answer
+        timer = loop.call_later(timeout, _run_out, answer)
+        try:
+            await self.publish(subject, payload, reply=f"{self._resp_sub_prefix.decode()}{token}", headers=headers)
+            msg: Msg = await answer
+        finally:
+            timer.cancel()
+            del self._resp_map[token]
+        if msg.headers and msg.headers.get(Header.STATUS) == NO_RESPONDERS_STATUS:
+            raise nats.errors.NoRespondersError
         return msg
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        """As nats-py's; and what is published in one turn of the event loop is written at the end of it without waking
+        a task for that, unless it must wait for the socket. Spares a lone publish a fifth of its CPU."""
+        if force_flush or not self.is_connected or not isinstance(self._transport, TcpTransport):
+            return await super()._flush_pending(force_flush)
+        if not self._write_due:
+            self._write_due = True
+            asyncio.get_running_loop().call_soon(self._write)
+        return None
+
+    def _write(self) -> None:
+        self._write_due = False
+        if not self._pending or not self.is_connected:
+            return
+        with contextlib.suppress(OSError, RuntimeError):  # the flusher meets the same, and knows what to do
+            writer = self._transport._io_writer
+            if not writer.transport.get_write_buffer_size():
+                writer.writelines(self._pending)
+                self._pending, self._pending_data_size = [], 0
+                return
+        if self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.Future())
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """As nats-py's, behind what waits to be sent and not ahead of it: what a flush of a connection that stands
@@ -92,6 +130,11 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
                     reconnecting.cancel()
                     await asyncio.wait([reconnecting], timeout=0.1)
             self._status = status  # an attempt that failed meanwhile has said that it reconnects
+
+
+def _run_out(answer: asyncio.Future[Msg]) -> None:
+    if not answer.done():
+        answer.set_exception(nats.errors.TimeoutError())
 
 
 def connection_options(

@@ -153,17 +153,56 @@ async def test_a_request_that_is_cancelled_as_its_answer_comes_is_cancelled(tmp_
             await msg.respond(b"answer")
 
         await nc.subscribe("asked", cb=answer)
+        hear = nc._request_sub_callback
+
+        async def hear_and_cancel(msg: Msg) -> None:
+            await hear(msg)
+            request.cancel()  # it has its answer, and is not awake yet
+
+        nc._request_sub_callback = hear_and_cancel
         request = asyncio.create_task(nc.request("asked", timeout=PATIENCE_S))
-        while not nc._resp_map:  # noqa: ASYNC110  # a few steps of the loop, no time
-            await asyncio.sleep(0)
-        (reply,) = nc._resp_map.values()
-        while len(reply._callbacks) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        reply.add_done_callback(lambda _: request.cancel())  # whoever waits for the answer is not awake yet
         with pytest.raises(asyncio.CancelledError):
             await request
         await close(nc)
     finally:
+        await server.stop()
+
+
+async def test_what_a_server_does_not_read_waits_its_turn(tmp_path: Path) -> None:
+    """The publisher is held once too much waits; when the server reads again it gets all, once and in order."""
+    server = EmbeddedNats(tmp_path)
+    await server.start()
+    proxy = Proxy(server.port)
+    await proxy.start()
+    try:
+        straight = await connect(fast(server.url), "test")
+        behind = await connect(fast(f"nats://127.0.0.1:{proxy.port}"), "test")
+        count, piece, heard, all_heard = 600, bytes(100_000), list[int](), asyncio.Event()
+
+        async def hear(msg: Msg) -> None:
+            heard.append(int(msg.data[:4]))
+            if heard[-1] == count - 1:
+                all_heard.set()
+
+        async def publish() -> None:
+            for number in range(count):
+                await behind.publish("said", b"%04d" % number + piece)
+
+        await straight.subscribe("said", cb=hear)
+        await straight.flush()
+        proxy.hold()
+        publishing = asyncio.create_task(publish())
+        while behind.pending_data_size < behind._max_pending_size:
+            assert not publishing.done()
+            await asyncio.sleep(0)
+        proxy.mend()
+        await publishing
+        await until(all_heard)
+        assert heard == list(range(count))
+        await close(behind)
+        await close(straight)
+    finally:
+        await proxy.stop()
         await server.stop()
 
 
