@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -18,8 +19,10 @@ from nats.aio.msg import Msg
 from .streams import TASK_CONSUMERS, task_consumer
 from .subjects import CLASSES
 
-__all__ = ["TaskIntake"]
+__all__ = ["Delivery", "TaskIntake"]
 
+_PLAIN = 9
+"""Parts of the reply subject where the server names no domain."""
 _BATCH = 16
 _EXPIRES_S = 20.0
 _CLASS_SHARE = (0.75, 1.0, 1.25)
@@ -27,6 +30,25 @@ _CLASS_SHARE = (0.75, 1.0, 1.25)
 
 _TURNS = (2, 2, 2, 2, 1, 1, 0)
 """Order in which classes get free room when all want it."""
+
+
+class Delivery(NamedTuple):
+    """How a message has come off its stream. (nats-py's `metadata` makes dates of the same, ten times as slowly.)"""
+
+    times: int
+    """How often it was delivered, this time included."""
+    sequence: int
+    """Its place in the stream."""
+    queued_at: float
+    """When the server stored it, in seconds since the epoch by the server's clock."""
+
+    @classmethod
+    def of(cls, msg: Msg) -> Delivery:
+        """That of a message from a consumer."""
+        # $JS.ACK.[domain.account.]stream.consumer.times.sequence.consumer's sequence.ns.pending[.random]
+        parts = msg.reply.split(".")
+        times, sequence, _, stored_ns = parts[4:8] if len(parts) == _PLAIN else parts[6:10]
+        return cls(int(times), int(sequence), int(stored_ns) / 1e9)
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 
+from modelnet.bus.intake import Delivery
 from modelnet.market import COMPOSITE, Composite, Line, Negotiation, Place, Undertaking
 from modelnet.market.commands import Timer
 from modelnet.messages import Task
@@ -102,7 +103,7 @@ class Held:
     @property
     def age(self) -> int:
         """Its sequence in the stream: smaller is older."""
-        return int(self.msg.metadata.sequence.stream)
+        return Delivery.of(self.msg).sequence
 
 
 class Hand:

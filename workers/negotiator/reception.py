@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from modelnet.bus import journal
 from modelnet.bus.clock import ServerClock
-from modelnet.bus.intake import TaskIntake
+from modelnet.bus.intake import Delivery, TaskIntake
 from modelnet.bus.streams import last_sequence
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge
 from modelnet.market import COMPOSITE, Directory, Journal, Pace, Undertaking
@@ -164,12 +164,12 @@ class Reception:
 
     def _is_new(self, msg: Msg) -> bool:
         """Whether nobody can have had the task in hand. A server that crashed has forgotten what it delivered."""
-        about, before = msg.metadata, self._queued_before
-        return about.num_delivered == 1 and before is not None and about.sequence.stream > before
+        delivery, before = Delivery.of(msg), self._queued_before
+        return delivery.times == 1 and before is not None and delivery.sequence > before
 
     async def _safely(self, msg: Msg, work: Coroutine[Any, Any, None]) -> None:
         """Take a message in hand; if that fails or is cut off, it goes back to the stream for a while, a few times."""
-        sequence = msg.metadata.sequence.stream
+        sequence = Delivery.of(msg).sequence
         try:
             await work
         except (Exception, asyncio.CancelledError) as error:
@@ -204,7 +204,7 @@ class Reception:
         return self._pace.delay(time.monotonic(), task.deadline_s - self._age_s(msg))
 
     def _age_s(self, msg: Msg) -> float:
-        return max(self._clock.now() - float(msg.metadata.timestamp.timestamp()), 0.0)
+        return max(self._clock.now() - Delivery.of(msg).queued_at, 0.0)
 
     async def _bury(self, msg: Msg, error: ErrorInfo) -> None:
         """A message that cannot be handled: keep it whole for a person, tell its publisher, take it off the stream."""
@@ -227,7 +227,7 @@ class Reception:
         held = self._hand.get(*key)
         had = held.msg if held is not None else self._fetching.get(key)
         if had is not None:
-            if had.metadata.sequence.stream != msg.metadata.sequence.stream:
+            if Delivery.of(had).sequence != Delivery.of(msg).sequence:
                 await msg.ack()  # published twice
             elif held is not None:
                 held.msg = msg  # delivered again because an in-progress was late: this reply is the live one
