@@ -159,7 +159,10 @@ class Reader:
 
     def _owner(self, number: int) -> Awarded | None:
         """The newest attempt that starts below a number."""
-        return next((award for award in reversed(self._lineage) if award.from_number < number), None)
+        for award in reversed(self._lineage):
+            if award.from_number < number:
+                return award
+        return None
 
     def give_up(self) -> list[StreamEvent]:
         """The Final, though events before it cannot be had any more: it carries the whole output."""

@@ -449,10 +449,10 @@ class Negotiation(Undertaking):
         self._claims.add(attempt.worker, self._key(attempt), now)
         claim = Claim.model_construct(tenant=task.tenant, task=task.id, attempt=attempt.number, p90_ms=bid.p90_ms)
         timer = StartTimer("award", str(attempt.number), self._policy.award_timeout_s)
-        # The award first: its reader waits, the transcript's does not. The claim behind it: who has heard of it is
-        # sure that the worker knows before it hears from him.
+        # The award first: its reader waits, the journal's and the transcript's do not. The claim behind it: who has
+        # heard of it is sure that the worker knows before it hears from him.
         told = SendAward(attempt.worker, award), TellClaim(attempt.worker, claim)
-        return [*self._writer.write(entry), *told, timer, *recorded]
+        return [*told, *self._writer.write(entry), timer, *recorded]
 
     def _release(self, attempt: Attempt) -> None:
         """It occupies no slot, or no longer."""

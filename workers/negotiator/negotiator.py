@@ -544,7 +544,8 @@ class Negotiator:
                     self._hand.closed(held)
                     await self._receipts.record(held, transcript, time.monotonic())
                 case cmd.Learn(outcome):
-                    self._archive.learn(outcome)
+                    # Behind what is published now: nobody waits for it.
+                    asyncio.get_running_loop().call_soon(self._archive.learn, outcome)
                 case cmd.CancelWork(worker, attempt, auction):
                     order = CancelAttempt(tenant=task.tenant, task=task.id, attempt=attempt, auction=auction)
                     await self._nc.publish(subjects.cancel_attempt(worker), order.encode())
