@@ -23,13 +23,12 @@ class Point:
     """Whether the frame still arrives. What follows it never does."""
 
 
-def _awards(frame: Frame) -> bool:
-    entry = frame.subject.startswith("journal.") and b'"kind":"awarded"' in frame.body
-    return entry or _is_award(frame)
-
-
 def _is_award(frame: Frame) -> bool:
     return frame.subject.startswith("worker.") and frame.subject.endswith(".award")
+
+
+def _is_entry(frame: Frame) -> bool:
+    return frame.subject.startswith("journal.") and b'"kind":"awarded"' in frame.body
 
 
 def _is_final(frame: Frame) -> bool:
@@ -38,16 +37,16 @@ def _is_final(frame: Frame) -> bool:
 
 POINTS = {
     "take_cfp": Point("up", lambda frame: frame.subject.startswith("cap."), passes=False),
-    "close_award": Point("up", _awards, passes=False),
-    "entry_award": Point("up", _is_award, passes=False),
-    "award_confirm": Point("up", _is_award, passes=True),
+    "close_award": Point("up", _is_award, passes=False),
+    "award_entry": Point("up", _is_entry, passes=False),
+    "entry_confirm": Point("up", _is_entry, passes=True),
     "confirm_token": Point("down", lambda frame: b'"kind":"confirm"' in frame.body, passes=False),
     "token_final": Point("down", lambda frame: frame.subject.startswith("done."), passes=False),
     "final_ack": Point("up", _is_final, passes=True),
 }
-"""Between taking a task and its call for proposals; between the close of the auction and the award; between the award's
-entry in the journal and the award; between award and confirm; between confirm and the first token; between the last
-token and the Final; between the Final and the acknowledgement."""
+"""Between taking a task and its call for proposals; between the close of the auction and the award; between the award
+and its entry in the journal; between that and the confirm; between confirm and the first token; between the last token
+and the Final; between the Final and the acknowledgement."""
 
 
 def kill_at(point: Point, pid: int, killed: Callable[[Frame], None]) -> Callable[[Direction, Frame], Verdict | None]:

@@ -62,9 +62,9 @@ def test_who_is_gone_has_nothing() -> None:
 
 SEEN: dict[str, Frame] = {
     "take_cfp": frame("cap.chaos.echo"),
-    "close_award": frame("journal.t.one.one.status", b'{"kind":"awarded"}'),
-    "entry_award": frame("worker.w.award"),
-    "award_confirm": frame("worker.w.award"),
+    "close_award": frame("worker.w.award"),
+    "award_entry": frame("journal.t.one.one.status", b'{"kind":"awarded"}'),
+    "entry_confirm": frame("journal.t.one.one.status", b'{"kind":"awarded"}'),
     "confirm_token": frame("_INBOX.x.a.1", b'{"kind":"confirm","worker":"w"}'),
     "token_final": frame("done.n.one.w.1"),
     "final_ack": frame("journal.t.one.one.final"),
