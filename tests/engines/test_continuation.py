@@ -103,8 +103,13 @@ async def test_on_another_model_the_text_is_read_and_gone_on_behind(random_engin
 
 @loop
 async def test_what_is_used_up_ends_at_once(random_engine: Engine) -> None:
-    whole = await answer(random_engine, FOX, GREEDY)
-    (last,) = await rest(random_engine, FOX, GREEDY, text_of(whole), tuple(ids_of(whole)))
+    ids = ids_of(await answer(random_engine, FOX, GREEDY))
+    # Up to a whole character: the ids of a broken one are drawn anew. Which they are depends on the processor.
+    while (await random_engine.decode(ids)).endswith("\ufffd"):
+        ids.pop()
+    sampling = Sampling(temperature=0, max_tokens=len(ids))
+    whole = await answer(random_engine, FOX, sampling)
+    (last,) = await rest(random_engine, FOX, sampling, text_of(whole), tuple(ids_of(whole)))
     assert (last.text.strip("\ufffd"), last.finish_reason, last.completion_tokens) == ("", "length", 0)
 
 
