@@ -30,16 +30,14 @@ from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
 from modelnet.bus.connection import listen
-from modelnet.bus.replay import last_of
 from modelnet.bus.storage import store
 from modelnet.errors import (
     ConnectionFailed,
     MalformedInput,
     TooLarge,
-    UnknownTask,
     UnknownWorker,
 )
-from modelnet.following import Listener
+from modelnet.following import Listener, journal_of
 from modelnet.handle import TaskHandle
 from modelnet.history import TaskSummary, TaskTrace
 from modelnet.messages import (
@@ -210,15 +208,11 @@ class Client:
         """Put a cancel into the task's journal. False if it had ended already. Raises `UnknownTask`."""
         tenant = tenant or self.settings.tenant
         while True:
-            entries = await journal.read(self.bus, tenant, id)
+            entries = await journal_of(self.bus, tenant, id, known=False)
             if any(isinstance(entry, Final) for _, entry in entries):
                 return False
             if any(isinstance(entry, CancelAsked) for _, entry in entries):
                 return True
-            if not entries and await last_of(self.bus, "TASKS", subjects.queued_task(tenant, id)) is None:
-                if await journal.read(self.bus, tenant, id):
-                    continue
-                raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
             expected = entries[-1][0] if entries else 0
             if await journal.append(self.bus, tenant, id, "cancel", CancelAsked(task=id), expected):
                 return True

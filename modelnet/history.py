@@ -16,8 +16,8 @@ from modelnet.bus.replay import Stored, last_of, read_all
 from modelnet.errors import UnknownTask
 from modelnet.messages import (
     Awarded,
-    CancelAsked,
     Final,
+    JournalEntry,
     Planned,
     Transcript,
     Waiting,
@@ -46,7 +46,7 @@ class TaskTrace:
     """All that is on record of a task."""
 
     task: str
-    journal: list[tuple[float, Awarded | Planned | Waiting | CancelAsked | Final]] = field(default_factory=list)
+    journal: list[tuple[float, JournalEntry]] = field(default_factory=list)
     """Entries with the server's timestamps, seconds since the epoch."""
     transcripts: list[tuple[float, Transcript]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
@@ -75,14 +75,22 @@ async def tasks(nc: Client, tenant: str, since_s: float | None = None) -> list[T
     return sorted(found.values(), key=lambda summary: summary.submitted_at or 0.0)
 
 
-async def trace(nc: Client, tenant: str, id: str) -> TaskTrace:
-    """Journal, auctions and attempts of a task. Raises `UnknownTask`."""
-    found = TaskTrace(id)
+async def _journal(nc: Client, tenant: str, id: str) -> list[tuple[float, JournalEntry]]:
+    """A task's entries, as far as this version can read them, each with when it was stored."""
+    found: list[tuple[float, JournalEntry]] = []
     async for stored in read_all(nc, "JOURNAL", subjects.journal_of(tenant, id)):
         with contextlib.suppress(ValidationError):
-            found.journal.append((stored.time, decode_entry(stored.body)))
+            found.append((stored.time, decode_entry(stored.body)))
+    return found
+
+
+async def trace(nc: Client, tenant: str, id: str) -> TaskTrace:
+    """Journal, auctions and attempts of a task. Raises `UnknownTask`."""
+    found = TaskTrace(id, journal=await _journal(nc, tenant, id))
     if not found.journal and await last_of(nc, "TASKS", subjects.queued_task(tenant, id)) is None:
-        raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
+        found.journal = await _journal(nc, tenant, id)  # between the two reads it may have ended
+        if not found.journal:
+            raise UnknownTask(f"no task {id!r} of tenant {tenant!r}")
     async for stored in read_all(nc, "AUDIT", subjects.audit(tenant, id)):
         with contextlib.suppress(ValidationError):
             found.transcripts.append((stored.time, Transcript.decode(stored.body)))
