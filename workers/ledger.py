@@ -79,11 +79,9 @@ class LedgerWorker:
         """Give back what is not settled; another worker gets it at once."""
         if self._service is not None:
             await self._service.close()
-        running = set(self._jobs)
-        while running:  # more than once: before Python 3.12 wait_for, in nats-py, swallows one that meets its answer
-            for job in running:
-                job.cancel()
-            _, running = await asyncio.wait(running, timeout=0.2)
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
         if self._pull is not None:
             await self._pull.stop()
         for reply in self._in_hand:

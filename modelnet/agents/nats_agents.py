@@ -24,6 +24,7 @@ from synadia_ai.agents.messages import encode_chunk
 
 from modelnet.bus.connection import unsubscribe
 from modelnet.bus.services import endpoint_name
+from modelnet.cancellation import heeding_cancellation
 from modelnet.client import Client
 from modelnet.contracts import check, compile_schema
 from modelnet.errors import BusFull, MalformedInput, ModelnetError, TooLarge
@@ -90,11 +91,9 @@ class Agents:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        running = {self._keeper} if self._keeper is not None else set()
-        while running:  # more than once: the service that it stops just then may have swallowed one
-            for keeper in running:
-                keeper.cancel()
-            _, running = await asyncio.wait(running, timeout=0.2)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
         for _, service in self._serving.values():
             await _stop(service)
         self._serving.clear()
@@ -269,4 +268,4 @@ def _rejected(code: str, message: str) -> RequestRejectedError:
 
 async def _stop(service: AgentService) -> None:
     with contextlib.suppress(nats.errors.Error):  # without a server it has stopped already
-        await service.stop()
+        await heeding_cancellation(service.stop())

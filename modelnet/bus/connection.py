@@ -10,12 +10,13 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import NO_RESPONDERS_STATUS, PING_PROTO, Client
+from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, PING_PROTO, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.js.api import Header
 
+from modelnet.cancellation import heeding_cancellation
 from modelnet.errors import AuthenticationFailed, ConnectionFailed
 from modelnet.settings import Settings
 
@@ -52,6 +53,10 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
         if msg.headers and msg.headers.get(Header.STATUS) == NO_RESPONDERS_STATUS:
             raise nats.errors.NoRespondersError
         return msg
+
+    async def flush(self, timeout: float = DEFAULT_FLUSH_TIMEOUT) -> None:
+        """As nats-py's, and it ends when it is cancelled."""
+        await heeding_cancellation(super().flush(timeout))
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         """As nats-py's; and what is published in one turn of the event loop is written at the end of it without waking

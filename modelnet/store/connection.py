@@ -11,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from modelnet.cancellation import heeding_cancellation
 from modelnet.errors import ModelnetError, UsageError
 
 __all__ = ["ScriptedStore", "Store"]
@@ -57,7 +58,7 @@ class Store:
 
     async def _read(self, answer: Awaitable[Any]) -> Any:
         try:
-            return await answer
+            return await heeding_cancellation(answer)
         except (RedisError, OSError) as error:
             first = (str(error).splitlines() or [repr(error)])[0]
             raise self.away(f"{self.is_away}: Redis at {self._where} says: {first}") from error

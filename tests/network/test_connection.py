@@ -330,3 +330,31 @@ async def test_a_ping_of_a_lost_connection_is_not_sent_on_the_next(tmp_path: Pat
         assert nc.pending_data_size == 0
         await close(nc)
         await proxy.stop()
+
+
+@pytest.mark.parametrize("what", ["flush", "request"])
+async def test_a_cancellation_ends_a_wait_for_the_server_wherever_it_meets_it(tmp_path: Path, what: str) -> None:
+    """nats-py's `asyncio.wait_for` swallows one that meets the answer, before Python 3.12."""
+    async with embedded(tmp_path) as (server, _):
+        nc = await connect(fast(server.url), "test")
+
+        async def echo(msg: Msg) -> None:
+            await nc.publish(msg.reply, msg.data)
+
+        answering = await nc.subscribe("echo", cb=echo)
+
+        async def for_ever() -> None:
+            while True:
+                await (nc.flush() if what == "flush" else nc.request("echo", timeout=PATIENCE_S))
+
+        for turns in range(20):
+            await nc.flush()
+            asking = asyncio.create_task(for_ever())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            done, _ = await asyncio.wait({asking}, timeout=PATIENCE_S)
+            assert done, f"it goes on after a cancellation at turn {turns}"
+            assert asking.cancelled()
+        await answering.unsubscribe()
+        await close(nc)

@@ -188,7 +188,7 @@ class Negotiator:
         await self._service.close()
         await self._reception.close()
         await self._company.close()
-        for _ in range(STOP_ROUNDS):  # what ends may begin more, and wait_for in nats-py swallow a cancel
+        for _ in range(STOP_ROUNDS):  # what ends may begin more
             if not (tasks := list(self._tasks)):
                 break
             for task in tasks:
