@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -42,4 +43,4 @@ async def test_a_cancellation_ends_a_call_wherever_it_meets_it(redis_server: Emb
         async with Ledger(redis_server.url) as ledger:
             await ends(ledger.books, turns)
         async with ReputationBook(redis_server.url) as book:
-            await ends(lambda book=book: book.of(["somebody"]), turns)
+            await ends(partial(book.of, ["somebody"]), turns)
