@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
@@ -27,9 +26,9 @@ from modelnet import history
 from modelnet.bus import journal, objects, subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.connection import Connection, listen
 from modelnet.bus.connection import close as close_bus
 from modelnet.bus.connection import connect as connect_bus
-from modelnet.bus.connection import listen
 from modelnet.bus.storage import store
 from modelnet.errors import (
     ConnectionFailed,
@@ -71,7 +70,7 @@ class LiveWorker:
 class Client:
     """A connection to a modelnet network, for people who publish tasks. Made by `connect()`."""
 
-    def __init__(self, bus: Bus, config: Settings) -> None:
+    def __init__(self, bus: Connection, config: Settings) -> None:
         self.bus = bus
         self.settings = config
         self.catalogue = Catalogue(bus)

@@ -11,13 +11,12 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
 from modelnet.bus import journal, subjects
-from modelnet.bus.connection import unsubscribe
+from modelnet.bus.connection import Connection, unsubscribe
 from modelnet.bus.replay import last_of, read_all
 from modelnet.errors import ConnectionFailed, UnknownTask
 from modelnet.messages import Awarded, Final, JournalEntry, Planned, Waiting, decode_entry, decode_event, new_id
@@ -33,7 +32,9 @@ MAX_TENANTS = 64
 """Tenants whose streams a client goes on hearing while it follows none of their tasks."""
 
 
-async def journal_of(bus: Bus, tenant: str, task: str, *, known: bool) -> tuple[tuple[int, JournalEntry | None], ...]:
+async def journal_of(
+    bus: Connection, tenant: str, task: str, *, known: bool
+) -> tuple[tuple[int, JournalEntry | None], ...]:
     """A task's journal, with sequences. Raises `ConnectionFailed`, and `UnknownTask` if it has left no trace, unless
     it is `known`."""
     entries = await journal.read(bus, tenant, task)
@@ -48,7 +49,7 @@ async def journal_of(bus: Bus, tenant: str, task: str, *, known: bool) -> tuple[
 class Live:
     """A task's live messages, for one reader."""
 
-    def __init__(self, bus: Bus, leave: Callable[[Live], Awaitable[None]]) -> None:
+    def __init__(self, bus: Connection, leave: Callable[[Live], Awaitable[None]]) -> None:
         """`leave` ends it."""
         self.dropped = False
         """Whether messages came that the reader had no room for."""
@@ -98,7 +99,7 @@ class Listener:
     made elsewhere is heard with a subscription of its own.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Connection) -> None:
         self._bus = bus
         self._lane = subjects.lane(new_id())
         self._followed: dict[tuple[str, str], list[Live]] = {}
@@ -134,7 +135,7 @@ class Listener:
 
         live = Live(self._bus, leave)
         # With a callback: `next_msg` starts two tasks for each message.
-        sub = await self._bus.subscribe(subjects.stream_of(tenant, task), cb=hear)
+        sub = await self._bus.hear(subjects.stream_of(tenant, task), hear)
         return live
 
     async def _subscribe(self, tenant: str) -> None:
@@ -145,7 +146,7 @@ class Listener:
                 heard = {tenant for tenant, _ in self._followed}
                 for idle in [tenant for tenant in self._subs if tenant not in heard]:
                     await unsubscribe(self._subs.pop(idle))
-            self._subs[tenant] = await self._bus.subscribe(subjects.streams_on(tenant, self._lane), cb=self._hear)
+            self._subs[tenant] = await self._bus.hear(subjects.streams_on(tenant, self._lane), self._hear)
 
     async def _hear(self, msg: Msg) -> None:
         _, tenant, _, task, *_ = msg.subject.split(".", 4)
@@ -163,7 +164,7 @@ class Listener:
 class Following:
     """Feeds a `Reader`. Both methods return what is now due to be shown."""
 
-    def __init__(self, bus: Bus, tenant: str, task: str, after: Position | None = None) -> None:
+    def __init__(self, bus: Connection, tenant: str, task: str, after: Position | None = None) -> None:
         self.reader = Reader(after)
         self.behind = False
         """Whether a journal entry was missed: nothing can be shown before it was read."""

@@ -25,7 +25,6 @@ from typing import Any, Literal
 import nats.errors
 import structlog
 from faststream import FastStream
-from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
@@ -36,6 +35,7 @@ from modelnet.bus import subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.broker import make_broker, specification
 from modelnet.bus.catalogue import Catalogue
+from modelnet.bus.connection import Connection
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
 from modelnet.bus.services import Endpoint, Service, endpoint_name
@@ -200,7 +200,7 @@ class Worker:
         """Connect, take an id, and subscribe to what must be heard before the first beat."""
         if not self._capabilities:
             raise UsageError(f"worker {self.name} declares no capability")
-        self._bus: Bus = await self.broker.connect()
+        self._bus: Connection = await self.broker.connect()
         self._catalogue = Catalogue(self._bus)
         self._client = Client(self._bus, self._settings)
         await self._claim()
@@ -212,9 +212,9 @@ class Worker:
         self._outbox = Outbox(self._bus)
         await self._outbox.start()
         # One subscription for both: of two, a cancel could overtake the award that it is for.
-        await self._bus.subscribe(f"worker.{self.id}.*", cb=self._on_order)
+        await self._bus.hear(f"worker.{self.id}.*", self._on_order)
         for pattern in self._capabilities:
-            await self._bus.subscribe(subjects.capability(pattern), cb=self._request_handler(pattern))
+            await self._bus.hear(subjects.capability(pattern), self._request_handler(pattern))
         self._service = self._as_service()
         await self._service.open()
         await self._bus.flush()

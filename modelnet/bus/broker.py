@@ -10,7 +10,7 @@ from typing import Any
 from faststream import AckPolicy
 from faststream.nats import NatsBroker
 from faststream.specification import AsyncAPI
-from nats.aio.client import Client, ErrorCallback
+from nats.aio.client import ErrorCallback
 from nats.errors import ConnectionClosedError, ConnectionReconnectingError
 
 from modelnet.settings import Settings
@@ -33,13 +33,13 @@ class Broker(NatsBroker):
         super().__init__(error_cb=error_cb, **options)
         self._on_error = error_cb
 
-    async def connect(self) -> Client:
+    async def connect(self) -> Connection:
         """Connect, once."""
-        connection = await super().connect()
+        connection: Connection = await super().connect()
         connection._error_cb = self._on_error
         return connection
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> Connection:
         connection = Connection()
         await connection.connect(**self._connection_kwargs)
         self.config.connect(connection)

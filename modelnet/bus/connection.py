@@ -28,11 +28,53 @@ log = structlog.get_logger(__name__)
 class Connection(Client):  # type: ignore[misc]  # nats-py has no types
     """nats-py's client, which as it is may give up reconnecting, reconnect for ever after it was closed, take for
     flushed what it has not sent, hear nothing more after a flush that took too long, or swallow a cancellation: where
-    one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing."""
+    one meets a result, asyncio.wait_for (before Python 3.12) returns that and says nothing. It adds `hear`."""
 
     _pending: list[bytes]
     _write_due = False
     """Whether what is pending will be written in this turn of the event loop."""
+    _hearing = False
+    """Whether a handler of `hear` runs."""
+
+    async def hear(self, subject: str, handler: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """As `subscribe`, but each message is handled as it is read, not by a task of the subscription's in a later
+        turn of the event loop: cheaper, and sooner above all where the processor is cold. For handlers that wait for
+        nothing, as those that only publish: meanwhile nothing is read, not even what one may wait for."""
+        sub = await self.subscribe(subject, cb=handler)
+        sub.heard_by = handler
+        return sub
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        sub = self._subs.get(sid)
+        handler = getattr(sub, "heard_by", None)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        told = await self._process_headers(headers) if headers else None
+        self._hearing = True
+        try:
+            await handler(self._build_message(sid, subject, reply, data, told))
+        except asyncio.CancelledError:
+            if (reading := asyncio.current_task()) is None or reading.cancelling():
+                raise
+            log.error("handler_cancelled", subject=subject.decode())  # by itself: the connection stands
+        except Exception as error:
+            await self._error_cb(error)
+        finally:
+            self._hearing = False
+        if self._pending_data_size > self._max_pending_size:
+            await self._flush_pending(force_flush=True)
+
+    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+        """As nats-py's; but a handler of `hear` does not wait for the socket: the reader, which a lost connection
+        cancels, does so behind it."""
+        if self._hearing:
+            self._pending.insert(0 if priority else len(self._pending), cmd)
+            self._pending_data_size += len(cmd)
+        else:
+            await super()._send_command(cmd, priority)
 
     async def request(
         self, subject: str, payload: bytes = b"", timeout: float = 0.5, *, headers: dict[str, Any] | None = None
@@ -62,7 +104,7 @@ class Connection(Client):  # type: ignore[misc]  # nats-py has no types
         """As nats-py's; and what is published in one turn of the event loop is written at the end of it without waking
         a task for that, unless it must wait for the socket. Spares a lone publish a fifth of its CPU."""
         if force_flush or not self.is_connected or not isinstance(self._transport, TcpTransport):
-            return await super()._flush_pending(force_flush)
+            return await heeding_cancellation(super()._flush_pending(force_flush))
         if not self._write_due:
             self._write_due = True
             asyncio.get_running_loop().call_soon(self._write)

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from .connection import Connection
 from .streams import TASK_CONSUMERS, task_consumer
 from .subjects import CLASSES
 
@@ -64,7 +64,7 @@ class _Pull:
 class TaskIntake:
     """Delivers each task message to `on_task`. Its taker calls `release` once it has acknowledged or given it back."""
 
-    def __init__(self, nc: Client, on_task: Callable[[Msg], Awaitable[None]], *, limit: int) -> None:
+    def __init__(self, nc: Connection, on_task: Callable[[Msg], Awaitable[None]], *, limit: int) -> None:
         self._nc = nc
         self._on_task = on_task
         self._limit = limit
@@ -82,7 +82,7 @@ class TaskIntake:
     async def start(self) -> None:
         """Subscribe and ask for the first tasks."""
         self._open = True
-        self._sub = await self._nc.subscribe(f"{self._inbox}.*.*", cb=self._on_message)
+        self._sub = await self._nc.hear(f"{self._inbox}.*.*", self._on_message)
         await self.refill()
 
     async def stop(self) -> None:

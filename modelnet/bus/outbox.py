@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass, field
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from modelnet.errors import ConnectionFailed
 
+from .connection import Connection
 from .journal import stored_sequence
 from .replay import read_all
 
@@ -43,7 +43,7 @@ class Trail:
 class Outbox:
     """The open trails of a worker."""
 
-    def __init__(self, nc: Client) -> None:
+    def __init__(self, nc: Connection) -> None:
         self._nc = nc
         self._inbox = nc.new_inbox()
         self._trails: set[Trail] = set()
@@ -56,7 +56,7 @@ class Outbox:
 
     async def start(self) -> None:
         """Listen for acknowledgements."""
-        await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+        await self._nc.hear(f"{self._inbox}.*", self._on_ack)
 
     def open(self, subject: str) -> Trail:
         """Begin an attempt whose events are published on `subject`."""

@@ -168,8 +168,10 @@ async def test_a_request_that_is_cancelled_as_its_answer_comes_is_cancelled(tmp_
         await server.stop()
 
 
-async def test_what_a_server_does_not_read_waits_its_turn(tmp_path: Path) -> None:
-    """The publisher is held once too much waits; when the server reads again it gets all, once and in order."""
+@pytest.mark.parametrize("by", ["task", "handler"])
+async def test_what_a_server_does_not_read_waits_its_turn(tmp_path: Path, by: str) -> None:
+    """The publisher is held once too much waits, or what it reads next if it publishes where it reads; when the server
+    reads again it gets all, once and in order."""
     server = EmbeddedNats(tmp_path)
     await server.start()
     proxy = Proxy(server.port)
@@ -184,19 +186,27 @@ async def test_what_a_server_does_not_read_waits_its_turn(tmp_path: Path) -> Non
             if heard[-1] == count - 1:
                 all_heard.set()
 
-        async def publish() -> None:
+        published = asyncio.Event()
+
+        async def publish(_: Msg | None = None) -> None:
+            proxy.hold()
             for number in range(count):
                 await behind.publish("said", b"%04d" % number + piece)
+            published.set()
 
         await straight.subscribe("said", cb=hear)
+        if by == "handler":
+            await behind.hear("go", publish)
+            await behind.flush()
+            await straight.publish("go")
         await straight.flush()
-        proxy.hold()
-        publishing = asyncio.create_task(publish())
+        publishing = asyncio.create_task(publish()) if by == "task" else None
         while behind.pending_data_size < behind._max_pending_size:
-            assert not publishing.done()
+            assert publishing is None or not publishing.done()
             await asyncio.sleep(0)
+        assert published.is_set() == (by == "handler")
         proxy.mend()
-        await publishing
+        await until(published)
         await until(all_heard)
         assert heard == list(range(count))
         await close(behind)
@@ -330,6 +340,31 @@ async def test_a_ping_of_a_lost_connection_is_not_sent_on_the_next(tmp_path: Pat
         assert nc.pending_data_size == 0
         await close(nc)
         await proxy.stop()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), nats.errors.Error(), asyncio.CancelledError()])
+async def test_a_handler_that_fails_where_it_reads_fails_alone(tmp_path: Path, error: BaseException) -> None:
+    """What it heard is lost, nothing else: not what comes behind it, on its subject or another's."""
+    async with embedded(tmp_path) as (server, _):
+        nc = await connect(fast(server.url), "test")
+        heard, all_heard = list[str](), asyncio.Event()
+
+        async def hear(msg: Msg) -> None:
+            if msg.data == b"bad":
+                raise error
+            heard.append(msg.subject)
+            if len(heard) == 3:
+                all_heard.set()
+
+        await nc.hear("one", hear)
+        await nc.hear("two.*", hear)
+        await nc.publish("one", b"bad")
+        for subject in ("one", "two.a"):
+            await nc.publish(subject, b"good")
+        await nc.publish("two.b", b"good", headers={"told": "so"})
+        await until(all_heard)
+        assert heard == ["one", "two.a", "two.b"]
+        await close(nc)
 
 
 @pytest.mark.parametrize("what", ["flush", "request"])

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
@@ -17,6 +16,7 @@ from modelnet.bus import journal, subjects
 from modelnet.bus.bodies import Bodies
 from modelnet.bus.catalogue import Catalogue
 from modelnet.bus.clock import ServerClock
+from modelnet.bus.connection import Connection
 from modelnet.bus.services import Endpoint, Service, Statistics
 from modelnet.bus.streams import setup_bus
 from modelnet.errors import ModelnetError
@@ -109,7 +109,7 @@ class Negotiator:
 
     # ------------------------------------------------------------------ life
 
-    async def start(self, nc: Client) -> None:
+    async def start(self, nc: Connection) -> None:
         """Join the network: make the streams, learn who is there, and take tasks."""
         self._nc, config = nc, self._settings
         await setup_bus(nc, ack_wait_s=config.ack_wait_s, replicas=config.replicas)
@@ -143,11 +143,11 @@ class Negotiator:
             run=self._run,
             spawn=self._spawn,
         )
-        await nc.subscribe(f"bid.{self.id}.*.*", cb=self._on_bid)
-        await nc.subscribe(f"done.{self.id}.>", cb=self._on_done)
+        await nc.hear(f"bid.{self.id}.*.*", self._on_bid)
+        await nc.hear(f"done.{self.id}.>", self._on_done)
         await nc.subscribe(subjects.accepted("*", "*", "cancel"), cb=self._on_cancel)
-        await nc.subscribe(self._receipts.award_subject, cb=self._on_award_reply)
-        await nc.subscribe(self._receipts.subject, cb=self._on_receipt)
+        await nc.hear(self._receipts.award_subject, self._on_award_reply)
+        await nc.hear(self._receipts.subject, self._on_receipt)
         self._reception = Reception(
             nc,
             self._hand,

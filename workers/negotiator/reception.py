@@ -9,12 +9,12 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from modelnet.bus import journal
 from modelnet.bus.clock import ServerClock
+from modelnet.bus.connection import Connection
 from modelnet.bus.intake import Delivery, TaskIntake
 from modelnet.bus.streams import last_sequence
 from modelnet.errors import ModelnetError, ObjectLost, TooLarge
@@ -41,7 +41,7 @@ class Reception:
 
     def __init__(
         self,
-        nc: Client,
+        nc: Connection,
         hand: Hand,
         *,
         negotiator: str,
