@@ -20,7 +20,7 @@ __all__ = ["EmbeddedNats", "EmbeddedRedis", "find_program", "free_port"]
 _SPARE = 1 << 30
 
 _FEW_CORES = 2
-"""On so many, nats-server runs on one at a time: threads that it wakes for each other take time from those it serves."""
+"""On so many, nats-server runs on one at a time: its threads wake each other, which takes time from those it serves."""
 
 
 def free_port(preferred: int | None = None) -> int:
