@@ -19,9 +19,6 @@ __all__ = ["EmbeddedNats", "EmbeddedRedis", "find_program", "free_port"]
 
 _SPARE = 1 << 30
 
-_FEW_CORES = 2
-"""On so many, nats-server runs on one at a time: its threads wake each other, which takes time from those it serves."""
-
 
 def free_port(preferred: int | None = None) -> int:
     """A loopback port that is free now: the preferred one if it is."""
@@ -69,9 +66,7 @@ class EmbeddedNats(ChildProcess):
         data.mkdir(parents=True, exist_ok=True)
         self.limit_storage(None)
         command = [find_program("nats-server"), "-c", str(self._config)]
-        few = (os.cpu_count() or 1) <= _FEW_CORES
-        env = {"GOMAXPROCS": "1", **os.environ} if few else None
-        super().__init__("nats", command, log_dir=log_dir or data, env=env, ready=b"Server is ready", pass_fds=pass_fds)
+        super().__init__("nats", command, log_dir=log_dir or data, ready=b"Server is ready", pass_fds=pass_fds)
 
     def limit_storage(self, most_bytes: int | None) -> None:
         """From its next start or `reload`, let it store no more than this; None: as much as the streams may have.
