@@ -25,7 +25,7 @@ from workers import ledger
 from workers.ledger import LedgerWorker
 from workers.negotiator import Negotiator, make_app
 
-__all__ = ["Ear", "Network", "Store", "fast", "until"]
+__all__ = ["Ear", "Network", "Store", "fast", "require_an_end", "until"]
 
 PATIENCE_S = 20.0
 """Longest wait for anything; a test that meets it has failed."""
@@ -41,6 +41,22 @@ def fast(url: str, **changes: Any) -> Settings:
 async def until(event: asyncio.Event) -> None:
     """Wait for an event, but not for ever."""
     await asyncio.wait_for(event.wait(), PATIENCE_S)
+
+
+async def require_an_end(ask: Callable[[], Awaitable[object]], turns: int) -> None:
+    """Whoever asks again and again must end when it is cancelled after so many turns of the event loop."""
+
+    async def for_ever() -> None:
+        while True:
+            await ask()
+
+    asking = asyncio.create_task(for_ever())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.cancel()
+    done, _ = await asyncio.wait({asking}, timeout=PATIENCE_S)
+    assert done, f"it goes on after a cancellation at turn {turns}"
+    assert asking.cancelled()
 
 
 class Ear:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -11,7 +10,7 @@ import pytest
 from modelnet.bus.embedded import EmbeddedRedis
 from modelnet.store.ledger import Ledger
 from modelnet.store.reputation import ReputationBook
-from tests.network.stage import PATIENCE_S
+from tests.network.stage import require_an_end
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,19 +24,9 @@ async def test_a_cancellation_ends_a_call_wherever_it_meets_it(redis_server: Emb
     and again, as the watcher does, did so for ever, and who had cancelled it waited as long."""
 
     async def ends(look: Callable[[], Awaitable[object]], turns: int) -> None:
-        async def for_ever() -> None:
-            while True:
-                await look()
-
         if warm:
             await look()
-        asking = asyncio.create_task(for_ever())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        asking.cancel()
-        done, _ = await asyncio.wait({asking}, timeout=PATIENCE_S)
-        assert done, f"it goes on after a cancellation at turn {turns}"
-        assert asking.cancelled()
+        await require_an_end(look, turns)
 
     for turns in range(TURNS):
         async with Ledger(redis_server.url) as ledger:
