@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -26,12 +26,14 @@ import uvloop
 
 import modelnet
 from bench.gateway import KEY
+from modelnet.cores import starting_on
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from modelnet.messages import Delta
 
 __all__ = ["Answer", "Kind", "Player", "Question", "Stream", "cached", "http_client", "summary"]
 
 CACHE, OPTIONS, DOOR_KEY = "VLLM_CACHE_ROOT", "BENCH_ENGINE_OPTIONS", "BENCH_KEY"
+CORES = "BENCH_ENGINE_CORES"
 
 BARE_EVERY = 8
 """Seldom enough not to take part in what is measured."""
@@ -90,10 +92,16 @@ class Player:
     """A child that asks, told what to play."""
 
     def __init__(
-        self, kind: Kind, where: str, log: Path, options: Mapping[str, Any], cache: Path | None = None
+        self,
+        kind: Kind,
+        where: str,
+        log: Path,
+        options: Mapping[str, Any],
+        cores: Sequence[int] = (),
+        cache: Path | None = None,
     ) -> None:
         """`where`: the model's folder or the address. `log`: for what it has to say of itself. `options`: of an engine
-        of its own, `cache` for what that compiles."""
+        of its own, `cores` for its process if it is to have some to itself, `cache` for what it compiles."""
         self._kind, self._log = kind, log
         self._child = subprocess.Popen(
             [sys.executable, "-m", "bench.vllm_players", kind, where],
@@ -101,7 +109,7 @@ class Player:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env=os.environ | cached(cache) | {OPTIONS: json.dumps(options), DOOR_KEY: KEY},
+            env=os.environ | cached(cache) | {OPTIONS: json.dumps(options), CORES: json.dumps(cores), DOOR_KEY: KEY},
         )
 
     async def ready(self) -> Self:
@@ -222,7 +230,9 @@ async def _async(where: str) -> AsyncIterator[Play]:
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(disable_log_stats=True, **arguments))
+    cores = json.loads(os.environ[CORES])
+    with starting_on(cores) if cores else contextlib.nullcontext():
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(disable_log_stats=True, **arguments))
     tokenizer, numbers = llm.renderer.get_tokenizer(), itertools.count()
 
     async def ask(prompt: str, tokens: int, asked: float) -> Answer:

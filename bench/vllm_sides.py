@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,22 @@ from bench.gateway import PEERS, PEERS_FOLDER, install_peers, litellm_proxy, ray
 from bench.overhead import end, server, spawn
 from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
 from modelnet.bus.embedded import free_port
+from modelnet.cores import keeping_off
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
-__all__ = ["APART", "DRIVERS", "OURS", "SIDES", "Side", "opened"]
+__all__ = ["APART", "DIRECT", "DIRECT_HELD", "DRIVERS", "HELD", "OURS", "SIDES", "Side", "opened"]
 
-ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", "AsyncLLM": "AsyncLLM"}
+OURS, DIRECT = "modelnet", "AsyncLLM"
+HELD = DIRECT_HELD, OURS_HELD = f"{DIRECT}, own core", f"{OURS}, own core"
+"""The engine's process has the first core to itself: all else of the side keeps off it."""
+ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", DIRECT: "AsyncLLM", DIRECT_HELD: "AsyncLLM"}
 """Those of vLLM itself, each in its player's process."""
-OURS = "modelnet"
-DRIVERS = {OURS: "vllm-async", f"{OURS}, thread": "vllm"}
+DRIVERS = {OURS: "vllm-async", OURS_HELD: "vllm-async", f"{OURS}, thread": "vllm"}
 """How a modelnet worker drives the engine."""
 APART = PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
 """Many processes each, which take some of the processor also while nobody asks."""
 SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, *DRIVERS)
+CORES = (0,)
 
 START_S = 240.0
 RAY_PACKAGE = PEERS[1]
@@ -69,23 +73,26 @@ async def opened(
     `clients`: processes that ask. `peers`: a folder for environments with LiteLLM, and with Ray beside vLLM. `cache`:
     for what vLLM compiles, else the user's."""
     async with contextlib.AsyncExitStack() as up:
-        worker, kind = None, ENGINES.get(side, "http")
-        if side in ENGINES:
-            where, clients = str(folder), 1
-        elif side in DRIVERS:
-            url, worker = await up.enter_async_context(_network(folder, options, DRIVERS[side], slots, cache))
-            kind, where = "bus", url
-        elif side == RAY:
-            where = await up.enter_async_context(_on_ray(folder, options, peers))
-        else:
-            where = await up.enter_async_context(_serve(folder, options, cache))
-            if side == PROXIED:
-                where = await up.enter_async_context(_proxied(folder, where, peers))
-        logs = [folder.with_name(f"{side}-{n}.log") for n in range(clients)]
-        players = [Player(kind, where, log, options, cache) for log in logs]
-        for player in players:
-            up.callback(player.close)
-        yield Side([await player.ready() for player in players], worker)
+        worker, kind, cores = None, ENGINES.get(side, "http"), CORES if side in HELD else ()
+        with keeping_off(cores):
+            if side in ENGINES:
+                where, clients = str(folder), 1
+            elif side in DRIVERS:
+                network = _network(folder, side, options, DRIVERS[side], slots, cores, cache)
+                where, worker = await up.enter_async_context(network)
+                kind = "bus"
+            elif side == RAY:
+                where = await up.enter_async_context(_on_ray(folder, options, peers))
+            else:
+                where = await up.enter_async_context(_serve(folder, options, cache))
+                if side == PROXIED:
+                    where = await up.enter_async_context(_proxied(folder, where, peers))
+            logs = [folder.with_name(f"{side}-{n}.log") for n in range(clients)]
+            players = [Player(kind, where, log, options, cores, cache) for log in logs]
+            for player in players:
+                up.callback(player.close)
+            ready = [await player.ready() for player in players]
+        yield Side(ready, worker)
 
 
 @contextlib.asynccontextmanager
@@ -136,12 +143,19 @@ async def _proxied(folder: Path, upstream: str, peers: Path) -> AsyncIterator[st
 
 @contextlib.asynccontextmanager
 async def _network(
-    folder: Path, options: Mapping[str, Any], engine: str, slots: int, cache: Path | None
+    folder: Path,
+    name: str,
+    options: Mapping[str, Any],
+    engine: str,
+    slots: int,
+    cores: Sequence[int],
+    cache: Path | None,
 ) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server, a negotiator, and a worker: the server's address, and the worker."""
-    file = folder.with_name(f"{engine}.toml")
+    file = folder.with_name(f"{name}.toml")
     table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
-    file.write_text(f'[[models]]\nmodel = "{folder}"\nslots = {slots}\nengine = "{engine}"\noptions = {{ {table} }}\n')
+    lines = [f'model = "{folder}"', f"slots = {slots}", f'engine = "{engine}"', f"options = {{ {table} }}"]
+    file.write_text("\n".join(["[[models]]", *lines, *([f"cores = {list(cores)}"] if cores else []), ""]))
     async with server() as url:
         env = {"MODELNET_URL": url, "MODELNET_REDIS_URL": "redis://127.0.0.1:1/0", "MODELNET_DATA": str(folder.parent)}
         env |= {"MODELNET_LOG_LEVEL": "info", "MODELNET_WORKERS_FILE": str(file), **cached(cache)}

@@ -3,13 +3,14 @@
     python -m bench.vllm_tax [--rounds 3] [--requests 96] [--sides …] [--peers FOLDER] [--quick] [--write]
 
 Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
-did with everything at once. Engine, network and client share this machine; LiteLLM's proxy and Ray Serve with their
-dozens of processes are measured after the others, in rounds of their own, as they take a share of it while they wait
-too. vLLM is asked in both of its ways: LLMEngine stepped by a loop that does nothing else, which the others are
-compared with, and AsyncLLM, which has its engine in a process of its own. modelnet drives it in both: `modelnet` is
-AsyncLLM, `thread` is LLMEngine in a thread of the worker. All engines have the same options. LiteLLM's proxy, before a
-`vllm serve` of its own, and Ray Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between
-tokens is (last - first) / (tokens - 1) of each answer.
+did with everything at once. Engine, network and client share this machine. Measured after the others, in rounds of
+their own, are LiteLLM's proxy and Ray Serve, whose dozens of processes take a share of it while they wait too; and
+AsyncLLM and modelnet with a core that only the engine's process runs on (`cores` in a workers file). vLLM is asked in
+both of its ways: LLMEngine stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM,
+which has its engine in a process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine
+in a thread of the worker. All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, and Ray
+Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between tokens is
+(last - first) / (tokens - 1) of each answer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
 from bench.vllm_players import Question, Stream, summary
-from bench.vllm_sides import APART, DRIVERS, OURS, SIDES, opened
+from bench.vllm_sides import APART, DIRECT, DIRECT_HELD, DRIVERS, HELD, OURS, SIDES, opened
 
 __all__ = ["main"]
 
@@ -41,6 +42,9 @@ MODEL = MODELS["tiny"]
 SHARES = (0.25, 0.5, 0.75, 1.2)
 PROMPT_BYTES, ANSWER_TOKENS = 300, 64
 SLOTS = 256
+ALONE = SIDES[:2]
+"""vLLM's own engines, which the others are compared with."""
+OTHERS = SIDES[2:]
 
 
 def load(seed: int, requests: int, rate: float) -> list[Stream]:
@@ -101,22 +105,27 @@ def report(found: Measured, peak: float) -> str:
         for side, by_share in found.items():
             each = by_share[share]
             row = "".join(f"{statistics.median(one[name] for one in each):>11.1f}" for name in names)
-            alone = found[SIDES[0]][share]
+            alone = found[ALONE[0]][share]
             ratios = [one["tok/s"] / base["tok/s"] for one, base in zip(each, alone, strict=True)]
             shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
             lines.append(f"{side:<18}{row}   {statistics.median(ratios):.2f} ({shown})")
         lines += [
-            added(side, by_share[share], found[SIDES[1]][share]) for side, by_share in found.items() if side in DRIVERS
+            added(side, by_share[share], direct, found[direct][share])
+            for side, by_share in found.items()
+            if side in DRIVERS
+            for direct in (DIRECT, DIRECT_HELD)
+            if direct in found
         ]
     return "\n".join(lines)
 
 
-def added(side: str, each: list[dict[str, float]], alone: list[dict[str, float]]) -> str:
-    """What a network adds to AsyncLLM's first token, and what its messages take by themselves beside the engine."""
+def added(side: str, each: list[dict[str, float]], direct: str, alone: list[dict[str, float]]) -> str:
+    """What a network adds to the first token of an AsyncLLM, and what its messages take by themselves beside the
+    engine."""
     more = statistics.median(one["TTFT p50"] - base["TTFT p50"] for one, base in zip(each, alone, strict=True))
     bare, auction = (statistics.median(one[name] for one in each) for name in ("bare p50", "auction p50"))
     return (
-        f"{side}: first token +{more:.1f} ms over {SIDES[1]}'s, p50; "
+        f"{side}: first token +{more:.1f} ms over that of {direct}, p50; "
         f"two bare round trips there and the auction: 2 x {bare:.1f} + {auction:.1f} = {2 * bare + auction:.1f} ms"
     )
 
@@ -126,21 +135,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="at each rate")
-    parser.add_argument(
-        "--sides", nargs="+", choices=SIDES[2:], default=SIDES[2:], help="beside LLMEngine and AsyncLLM"
-    )
+    parser.add_argument("--sides", nargs="+", choices=OTHERS, default=OTHERS, help="beside LLMEngine and AsyncLLM")
     parser.add_argument("--peers", type=Path, default=PEERS_FOLDER, help="where LiteLLM and Ray are, or are installed")
     parser.add_argument("--quick", action="store_true", help="one round of few requests")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(arguments)
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
     apart = [side for side in args.sides if side in APART]
-    groups = [[side for side in args.sides if side not in APART], [*apart, OURS] if apart else []]
+    held = [side for side in args.sides if side in HELD]
+    together = [side for side in args.sides if side not in (*APART, *HELD)]
+    groups = [together, held, [*apart, OURS] if apart else []]
     text, raw = heading(rounds, requests), list[dict[str, Any]]()
     sys.stdout.write(text)
     for group in filter(None, groups):
         with tempfile.TemporaryDirectory(prefix="modelnet-tax-") as kept:
-            sides = [*SIDES[:2], *group]
+            sides = [*ALONE, *group]
             found, peak = asyncio.run(run(Path(kept) / "model", rounds, requests, sides, args.peers))
         raw.append({"requests_per_s": peak, "sides": found})
         text += (more := "\n\n" + report(found, peak))
@@ -149,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write("\n")
     if args.write:
         RESULTS.mkdir(exist_ok=True)
-        name = "_".join(["vllm_tax", *(args.sides if args.sides != SIDES[2:] else ())]).replace(", ", "-")
+        name = "_".join(["vllm_tax", *(args.sides if args.sides != OTHERS else ())]).replace(", ", "-")
         RESULTS.joinpath(f"{name}.txt").write_text(text + "\n")
         RESULTS.joinpath(f"{name}.json").write_text(json.dumps(raw) + "\n")
 

@@ -25,9 +25,11 @@ import structlog
 
 from modelnet.bus.connection import connect
 from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, free_port
-from modelnet.errors import ModelnetError
+from modelnet.cores import keeping_off
+from modelnet.errors import ModelnetError, UsageError
 from modelnet.guard import StorageGuard
 from modelnet.processes import ChildProcess, StartFailed
+from modelnet.run import MODELS_APP, engine_cores
 from modelnet.settings import NETWORK_FILE, Settings, settings
 
 __all__ = ["DEFAULT_WORKERS", "MODEL_WORKERS", "AlreadyRunning", "Network", "WorkerProcess"]
@@ -58,7 +60,7 @@ class WorkerProcess:
         return Path(self.app).stem if is_file else self.app.partition(":")[0].rpartition(".")[2]
 
 
-MODEL_WORKERS = (WorkerProcess("workers.vllm:app", required=False),)
+MODEL_WORKERS = (WorkerProcess(MODELS_APP, required=False),)
 DEFAULT_WORKERS = (WorkerProcess("workers.tools:app", required=False), *MODEL_WORKERS)
 
 
@@ -104,6 +106,8 @@ class Network:
         self._gateways: list[ChildProcess] = []
         self._ledger_start: asyncio.Task[None] | None = None
         self._lock: int | None = None
+        self._cores = contextlib.ExitStack()
+        """While entered, this process keeps off the cores that engines have to themselves."""
         self.absent: dict[str, str] = {}
         """Workers that did not start, and why."""
 
@@ -137,6 +141,7 @@ class Network:
         logs = self.data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         await self._take_lock()
+        self._cores.enter_context(keeping_off(self._engine_cores()))  # what is started inherits that
         await self._start_servers(logs)
         names = _distinct([worker.name for worker in self._worker_list])
         # All at once: a worker waits for the network to stand, and most of its start is imports.
@@ -161,6 +166,13 @@ class Network:
                 "pid": os.getpid(),
             },
         )
+
+    def _engine_cores(self) -> set[int]:
+        held = set[int]()
+        for worker in self._worker_list:
+            with contextlib.suppress(UsageError):  # the worker says so itself
+                held |= engine_cores(worker.app)
+        return held
 
     async def _take_lock(self) -> None:
         """Children inherit the lock: after a kill -9 it is free only once the last of them has let go of the data."""
@@ -312,6 +324,7 @@ class Network:
         for group in (self._gateways, self._workers, self._negotiators, self._ledgers, self._servers):
             await asyncio.gather(*(child.stop(grace_s) for child in group))
             group.clear()
+        self._cores.close()
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 (self.data / NETWORK_FILE).unlink()

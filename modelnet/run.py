@@ -25,8 +25,9 @@ from modelnet.processes import PARENT
 from modelnet.ready import Readiness
 from modelnet.settings import settings
 
-__all__ = ["check_server", "load_app", "load_file", "load_server", "main", "run_app"]
+__all__ = ["MODELS_APP", "check_server", "engine_cores", "load_app", "load_file", "load_server", "main", "run_app"]
 
+MODELS_APP = "workers.vllm:app"
 EXIT_S = 5.0
 ORPHAN_S = 8.0
 """A process whose parent is gone has this long to end by itself."""
@@ -56,6 +57,14 @@ def load_server(model: Mapping[str, Any]) -> FastStream:
 async def check_server(model: Mapping[str, Any]) -> None:
     """Find the server of such a model, and out what it can do. Raises `EngineUnavailable`, `UsageError`."""
     await _model_workers().check_models([model])
+
+
+def engine_cores(app: str) -> set[int]:
+    """Cores that an app's engines have to themselves, as its workers file says. Raises `UsageError`."""
+    if not app.endswith(".toml") and app != MODELS_APP:
+        return set()
+    held: set[int] = _model_workers().cores_of(Path(app) if app.endswith(".toml") else None)
+    return held
 
 
 def _model_workers() -> ModuleType:

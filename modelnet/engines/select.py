@@ -1,7 +1,7 @@
 """Which engine runs a model."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,23 +31,27 @@ def open_engine(
     tool_parser: str | None = None,
     adapters: Mapping[str, str] | None = None,
     max_loras: int = 4,
+    cores: Sequence[int] = (),
     **options: Any,
 ) -> Engine:
     """An engine for `model`, a local folder or a name vLLM can fetch, not yet started.
 
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
     by machine and size. `tool_parser`: vLLM's name of the syntax in which the model calls functions. `adapters`:
-    folders of LoRA adapters by name, `max_loras` of them loaded at once. `options` are vLLM's engine arguments; NumPy
+    folders of LoRA adapters by name, `max_loras` of them loaded at once. `cores`: of this machine's processor, for the
+    process of the engine, which is `vllm-async` then. `options` are vLLM's engine arguments; NumPy
     knows max_model_len and max_num_seqs of them, and neither parsers nor adapters. `openai` asks a server that runs:
     `options` are those of `OpenAIEngine`, with the `url` of its API. `function` calls what the Python file `model`
     defines. Raises `EngineUnavailable`, saying what to install.
     """
     if kind == "auto":
-        kind = _choose(model)
+        kind = "vllm-async" if cores else _choose(model)
         if kind == "numpy":
             ignored = sorted(options.keys() - set(_NUMPY_OPTIONS))
             _log.warning("engine_fallback", model=model, engine="numpy", missing="vllm", ignored_options=ignored)
             options = {name: value for name, value in options.items() if name in _NUMPY_OPTIONS}
+    if cores and kind != "vllm-async":
+        raise EngineUnavailable(f"{model} was to have cores of its own: that needs the engine vllm-async, not {kind}")
     if kind == "openai":
         from modelnet.engines.openai import OpenAIEngine
 
@@ -75,7 +79,7 @@ def open_engine(
     from modelnet.engines.vllm_core import vllm_thread_engine
     from modelnet.engines.vllm_model import VllmOptions
 
-    chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras)
+    chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras, tuple(cores))
     return vllm_thread_engine(model, chosen) if kind == "vllm" else VllmAsyncEngine(model, chosen)
 
 

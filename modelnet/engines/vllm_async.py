@@ -3,9 +3,10 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
+from modelnet.cores import starting_on
 from modelnet.engines.base import (
     Ability,
     Chunk,
@@ -85,7 +86,8 @@ class VllmAsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args({"disable_log_stats": True, **self._options.arguments(self.model)})
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
+        with starting_on(self._options.cores) if self._options.cores else nullcontext():
+            return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
 
     async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
         return self._require_loaded().encoder.encode(prompt, answer)

@@ -30,6 +30,8 @@ class VllmOptions:
     """Folders of LoRA adapters, by the names that requests have for them."""
     max_loras: int = 4
     """Adapters loaded at once at most."""
+    cores: tuple[int, ...] = ()
+    """What the process of an engine that has one runs on, on a machine without a GPU; empty: on any."""
 
     @property
     def abilities(self) -> frozenset[Ability]:

@@ -20,12 +20,21 @@ from pathlib import Path
 from faststream import FastStream
 
 from modelnet.errors import UsageError
-from workers.vllm.config import AdapterConfig, ModelConfig, read_config
+from workers.vllm.config import AdapterConfig, ModelConfig, held_cores, read_config
 from workers.vllm.replicas import make_app
 from workers.vllm.served import Served
 from workers.vllm.servers import check_models, models_app
 
-__all__ = ["AdapterConfig", "ModelConfig", "Served", "check_models", "make_app", "models_app", "read_config"]
+__all__ = [
+    "AdapterConfig",
+    "ModelConfig",
+    "Served",
+    "check_models",
+    "cores_of",
+    "make_app",
+    "models_app",
+    "read_config",
+]
 
 FILE_VARIABLE = "MODELNET_WORKERS_FILE"
 SPECIALISTS = Path(__file__).resolve().parents[2] / "examples" / "specialists" / "workers.toml"
@@ -36,7 +45,19 @@ def __getattr__(name: str) -> FastStream:
     """`workers.vllm:app`, made on first use, so that importing this module loads no model and reads no file."""
     if name != "app":
         raise AttributeError(name)
-    file = os.environ.get(FILE_VARIABLE)
-    if not file and not SPECIALISTS.exists():
+    file = default_file()
+    if file is None:
         raise UsageError(f"set {FILE_VARIABLE} to a workers file: a TOML file with a [[models]] table for each model")
-    return make_app(Path(file) if file else SPECIALISTS)
+    return make_app(file)
+
+
+def default_file() -> Path | None:
+    """What `workers.vllm:app` serves here; None if there is nothing."""
+    file = os.environ.get(FILE_VARIABLE)
+    return Path(file) if file else SPECIALISTS if SPECIALISTS.exists() else None
+
+
+def cores_of(path: Path | None) -> set[int]:
+    """Cores that the engines of a workers file, else of the default one, have to themselves. Raises `UsageError`."""
+    path = path or default_file()
+    return held_cores(read_config(path)) if path is not None else set()

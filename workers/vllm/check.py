@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelnet.cores import cores_can_be_held
 from modelnet.engines import EngineError, load_recipe, vllm_available
 from modelnet.engines.vllm_setup import has_gpu, prepare_environment
 from modelnet.errors import UsageError
@@ -35,12 +36,18 @@ class Machine:
     """Memory of each GPU; 0 where it could not be found out."""
     vllm: bool
     """Whether vLLM is installed."""
+    cores: int = 0
+    """Of its processor; 0 where none can be held for one process."""
 
     @classmethod
     def here(cls) -> Machine:
         """This one."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(memory, _gpus() if has_gpu() else (), vllm_available())
+        return cls(memory, _gpus() if has_gpu() else (), vllm_available(), _cores())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 0 if cores_can_be_held() else 0
 
 
 def _gpus() -> tuple[int, ...]:
@@ -100,6 +107,8 @@ def _of_model(config: ModelConfig, machine: Machine) -> Iterator[str]:
     yield from _folder(config)
     yield from _engine(config, machine)
     yield from _devices(config, machine)
+    if config.cores is not None:
+        yield from _held(config.cores, machine)
     yield from _adapters(config)
 
 
@@ -179,6 +188,15 @@ def _devices(config: ModelConfig, machine: Machine) -> Iterator[str]:
                 )
 
 
+def _held(cores: Sequence[int], machine: Machine) -> Iterator[str]:
+    if machine.gpus:
+        yield "cores are for a model that computes on the processor: here it would on the GPU"
+    elif not machine.cores:
+        yield "this system can't hold cores for a process"
+    elif outside := [core for core in cores if core >= machine.cores]:
+        yield f"there is no core {', '.join(map(str, outside))}: they are numbered from 0 to {machine.cores - 1}"
+
+
 def _adapters(config: ModelConfig) -> Iterator[str]:
     for name, adapter in config.adapters.items():
         file = Path(adapter.path) / "adapter_config.json"
@@ -199,6 +217,11 @@ def _together(models: Sequence[ModelConfig], machine: Machine) -> Iterator[str]:
         weights = sum(need_of(config).weights or 0 for config in models)
         if weights > machine.memory and len(models) > 1:
             yield f"the weights of all models are {_gib(weights)}, the machine has {_gib(machine.memory)}"
+        given = Counter(core for config in models for core in config.cores or ())
+        if twice := sorted(core for core, times in given.items() if times > 1):
+            yield f"core {', '.join(map(str, twice))}: given away more than once"
+        if given and len(given) >= machine.cores > 0:
+            yield "cores: all are given away: leave one for the network"
         return
     shares: dict[int, list[tuple[str, float]]] = defaultdict(list)
     for config in models:

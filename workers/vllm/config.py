@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +19,7 @@ from modelnet.messages import Capability, Identifier
 from modelnet.settings import settings
 from modelnet.worker import BACKLOG
 
-__all__ = ["AdapterConfig", "Kind", "ModelConfig", "kind_of", "read_config"]
+__all__ = ["AdapterConfig", "Kind", "ModelConfig", "held_cores", "kind_of", "read_config"]
 
 Kind = Literal["generate", "embed", "score"]
 """What an engine must be able to do for a capability."""
@@ -98,6 +98,12 @@ class ModelConfig(BaseModel):
     replicas: tuple[tuple[int, ...], ...] | None = Field(
         default=None, min_length=1, description="Devices of each of several workers with this model."
     )
+    cores: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Processor cores by number, on a machine without a GPU: the engine gets a process that computes on "
+        "these, and what else runs of the network keeps off them.",
+    )
     tool_parser: str | None = Field(
         default=None, description="vLLM's name of the syntax in which the model calls functions; none if absent."
     )
@@ -128,6 +134,10 @@ class ModelConfig(BaseModel):
             yield "capability: a model that is loaded here generates or pools, not both"
         if self.pools and self.price_per_token:
             yield "price_per_token is of tokens that are drawn: vectors and scores have a price_per_input_token"
+        if self.cores is not None and self.engine not in ("auto", "vllm-async"):
+            yield f'cores: of an engine with a process of its own, "vllm-async", not of engine = "{self.engine}"'
+        if self.cores is not None and self.processes:
+            yield "cores are of a processor, devices and replicas of GPUs: give one of the two"
         if self.adapters and self.pools:
             yield f"adapters are of models that generate, not of {', '.join(self.declared)}"
 
@@ -206,6 +216,7 @@ class ModelConfig(BaseModel):
             "tensor_parallel_size": self.tensor_parallel_size,
             "runner": "pooling" if self.pools else None,
             "tool_parser": self.tool_parser,
+            "cores": self.cores,
         }
         options = {name: value for name, value in named.items() if value is not None} | self.options
         if self.adapters:
@@ -231,12 +242,18 @@ _OF_LOADED = frozenset(
         "tensor_parallel_size",
         "devices",
         "replicas",
+        "cores",
         "tool_parser",
         "adapters",
         "max_loras",
         "stall_s",
     }
 )
+
+
+def held_cores(models: Sequence[ModelConfig]) -> set[int]:
+    """Those that engines have to themselves."""
+    return {core for config in models for core in config.cores or ()}
 
 
 def read_config(path: Path) -> list[ModelConfig]:

@@ -13,12 +13,13 @@ import structlog
 from faststream import FastStream
 
 from modelnet.bus.broker import make_broker
+from modelnet.cores import keep_off
 from modelnet.errors import UsageError
 from modelnet.processes import ChildProcess
 from modelnet.settings import settings
 from modelnet.worker import worker_app
 from workers.vllm.check import require_possible
-from workers.vllm.config import ModelConfig, read_config
+from workers.vllm.config import ModelConfig, held_cores, read_config
 from workers.vllm.served import Served
 
 __all__ = ["app_of", "make_app"]
@@ -39,6 +40,7 @@ def make_app(path: Path) -> FastStream:
     if part is not None:
         return app_of([_of_part(models, part)])
     require_possible(path, models)
+    keep_off(held_cores(models))
     children = [
         _child(path, model, replica, devices)
         for model, config in enumerate(models)
