@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,34 @@ def test_gpus(model: Path, table: dict[str, Any], told: str) -> None:
     told_now = found(TWO, {"model": str(model), **table})
     assert told in told_now
     assert bool(told_now) == bool(told)
+
+
+def test_cores(model: Path) -> None:
+    one, four = {"model": str(model)}, replace(CPU, cores=4)
+    assert found(four, {**one, "cores": [0, 1]}, {**one, "cores": [3]}) == ""
+    assert "no core 4, 7: they are numbered from 0 to 3" in found(four, {**one, "cores": [2, 4, 7]})
+    assert "core 1: given away more than once" in found(four, {**one, "cores": [0, 1]}, {**one, "cores": [1]})
+    assert "leave one for the network" in found(four, {**one, "cores": [0, 1]}, {**one, "cores": [2, 3]})
+    assert "can't hold cores" in found(replace(CPU, cores=0), {**one, "cores": [0]})
+    assert "not installed" in found(replace(four, vllm=False), {**one, "cores": [0]})
+    assert "on the GPU" in found(replace(TWO, cores=4), {**one, "cores": [0]})
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('engine = "vllm"\ncores = [0]', "an engine with a process of its own"),
+        ("cores = [0]\ndevices = [1]", "give one of the two"),
+        ("cores = []", "cores"),
+        ("cores = [-1]", "cores"),
+        ('engine = "function"\ncores = [0]', "only of a model that is loaded here"),
+    ],
+)
+def test_cores_that_no_machine_could_hold(tmp_path: Path, table: str, told: str) -> None:
+    file = tmp_path / "workers.toml"
+    file.write_text(f'[[models]]\nmodel = "a/b"\n{table}\n')
+    with pytest.raises(UsageError, match=told):
+        read_config(file)
 
 
 def test_models_share_a_gpu_by_their_shares(model: Path) -> None:

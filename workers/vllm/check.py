@@ -191,6 +191,8 @@ def _devices(config: ModelConfig, machine: Machine) -> Iterator[str]:
 def _held(cores: Sequence[int], machine: Machine) -> Iterator[str]:
     if machine.gpus:
         yield "cores are for a model that computes on the processor: here it would on the GPU"
+    elif not machine.vllm:
+        yield "cores are for a process of vLLM's, which is not installed"
     elif not machine.cores:
         yield "this system can't hold cores for a process"
     elif outside := [core for core in cores if core >= machine.cores]:
