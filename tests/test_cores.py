@@ -70,7 +70,7 @@ def test_what_is_started_on_cores_runs_there_and_nothing_else_does(
 
 def test_cores_that_are_not_there(cores: list[int]) -> None:
     for wanted in ([4095], [cores[0], 4095]):
-        with pytest.raises(OSError), starting_on(wanted):  # noqa: PT011 - the kernel words it
+        with pytest.raises(OSError, match="no core 4095"), starting_on(wanted):
             pytest.fail("it has begun")
         assert where() == {frozenset(cores)}
 
@@ -127,5 +127,5 @@ async def test_an_engine_computes_on_its_cores(cores: list[int], tmp_path: Path)
         finally:
             await engine.close()
     far = open_engine(str(tmp_path / "chain"), cores=[4095])
-    with pytest.raises(EngineUnavailable, match="did not start"):
+    with pytest.raises(EngineUnavailable, match="no core 4095"):
         await far.start()
