@@ -26,9 +26,10 @@ def cores_can_be_held() -> bool:
 
 def keep_to(cores: Collection[int]) -> None:
     """Every thread of this process, and what they start from now on. Raises `OSError` where there is none of these."""
-    for thread in _THREADS.iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            os.sched_setaffinity(int(thread.name), cores)
+    for _ in range(2):  # again for those that were started meanwhile by one whose turn had not come
+        for thread in _THREADS.iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def keep_off(cores: Collection[int]) -> None:
