@@ -230,8 +230,7 @@ async def _async(where: str) -> AsyncIterator[Play]:
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    cores = json.loads(os.environ[CORES])
-    with starting_on(cores) if cores else contextlib.nullcontext():
+    with starting_on(json.loads(os.environ[CORES])):
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(disable_log_stats=True, **arguments))
     tokenizer, numbers = llm.renderer.get_tokenizer(), itertools.count()
 

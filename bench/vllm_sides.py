@@ -38,6 +38,7 @@ APART = PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
 """Many processes each, which take some of the processor also while nobody asks."""
 SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, *DRIVERS)
 CORES = (0,)
+"""Of the engine where it has some to itself."""
 
 START_S = 240.0
 RAY_PACKAGE = PEERS[1]
@@ -153,7 +154,7 @@ async def _network(
 ) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server, a negotiator, and a worker: the server's address, and the worker."""
     file = folder.with_name(f"{name}.toml")
-    table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+    table = ", ".join(f"{option} = {json.dumps(value)}" for option, value in options.items())
     lines = [f'model = "{folder}"', f"slots = {slots}", f'engine = "{engine}"', f"options = {{ {table} }}"]
     file.write_text("\n".join(["[[models]]", *lines, *([f"cores = {list(cores)}"] if cores else []), ""]))
     async with server() as url:

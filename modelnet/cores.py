@@ -53,7 +53,10 @@ def keeping_off(cores: Collection[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def starting_on(cores: Collection[int]) -> Iterator[None]:
     """Processes that this thread starts meanwhile run on these cores, with an OpenMP thread for each; the threads of
-    this process stay where this one was. Raises `OSError` if not all are there."""
+    this process stay where this one was. None: nothing changes. Raises `OSError` if one is not there."""
+    if not cores:
+        yield
+        return
     before, variable = os.sched_getaffinity(0), "OMP_NUM_THREADS"
     with _starting:
         threads = os.environ.get(variable)

@@ -170,7 +170,7 @@ class Network:
     def _engine_cores(self) -> set[int]:
         held = set[int]()
         for worker in self._worker_list:
-            with contextlib.suppress(UsageError):  # the worker says so itself
+            with contextlib.suppress(UsageError, ImportError):  # the worker says so itself, or is left out
                 held |= engine_cores(worker.app)
         return held
 

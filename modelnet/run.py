@@ -28,6 +28,7 @@ from modelnet.settings import settings
 __all__ = ["MODELS_APP", "check_server", "engine_cores", "load_app", "load_file", "load_server", "main", "run_app"]
 
 MODELS_APP = "workers.vllm:app"
+"""Serves the models of a workers file."""
 EXIT_S = 5.0
 ORPHAN_S = 8.0
 """A process whose parent is gone has this long to end by itself."""
@@ -60,7 +61,8 @@ async def check_server(model: Mapping[str, Any]) -> None:
 
 
 def engine_cores(app: str) -> set[int]:
-    """Cores that an app's engines have to themselves, as its workers file says. Raises `UsageError`."""
+    """Cores that an app's engines have to themselves, as its workers file says. Raises `UsageError`, and `ImportError`
+    where what serves models is not installed."""
     if not app.endswith(".toml") and app != MODELS_APP:
         return set()
     held: set[int] = _model_workers().cores_of(Path(app) if app.endswith(".toml") else None)

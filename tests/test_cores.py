@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -34,11 +35,11 @@ def cores() -> Iterator[list[int]]:
 
 def where(pid: int | str = "self") -> set[frozenset[int]]:
     """Where a process's threads may run."""
-    return {
-        frozenset(os.sched_getaffinity(int(thread.name)))
-        for thread in Path(f"/proc/{pid}/task").iterdir()
-        if thread.exists()
-    }
+    found = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            found.add(frozenset(os.sched_getaffinity(int(thread.name))))
+    return found
 
 
 def told_by_a_child() -> tuple[set[int], str]:
@@ -101,6 +102,14 @@ async def test_a_network_keeps_off_the_cores_of_its_engines(cores: list[int], tm
             if process.pid is not None:
                 assert where(process.pid) == {frozenset(cores[1:])}, process.name
     assert where() == {frozenset(cores)}
+
+
+async def test_a_network_without_what_serves_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "workers.vllm", None)  # its import fails
+    workers = [WorkerProcess(str(tmp_path / "workers.toml"), required=False)]
+    config = fast("", redis_url="", data=tmp_path)
+    async with Network(data=tmp_path, workers=workers, config=config) as network:
+        assert network.processes
 
 
 def test_an_engine_without_a_process_has_no_cores(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from typing import Any
 
 from modelnet.cores import starting_on
@@ -86,7 +86,7 @@ class VllmAsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args({"disable_log_stats": True, **self._options.arguments(self.model)})
-        with starting_on(self._options.cores) if self._options.cores else nullcontext():
+        with starting_on(self._options.cores):
             return AsyncLLM.from_engine_args(arguments, stat_loggers=self._probe.loggers())
 
     async def encode(self, prompt: Prompt, answer: str = "") -> list[int]:
