@@ -29,7 +29,7 @@ import uvloop
 from bench.flood import memory_mib
 from bench.overhead import end, server, spawn
 from modelnet.bus.connection import close, connect
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.bus.streams import setup_bus
 from modelnet.settings import Settings
 from tests.console.browser import Browser, why_not
@@ -122,7 +122,8 @@ async def measure(args: argparse.Namespace) -> list[str]:
         bus = await connect(Settings(url=url), "bench-console")
         await setup_bus(bus)
         await close(bus)
-        port = free_port()
+        held = HeldPort()
+        port = held.number
         env = {"MODELNET_URL": url, "MODELNET_GATEWAY_LISTEN": f"127.0.0.1:{port}", "MODELNET_LOG_LEVEL": "info"}
         gateway = spawn(["modelnet.run", "workers.gateway:app"], b"gateway_started", env)
         lasts = (args.seconds + SETTLE_S + 5) * len(PAGES)
@@ -137,6 +138,7 @@ async def measure(args: argparse.Namespace) -> list[str]:
             memory = memory_mib(gateway.pid)
         finally:
             end([gateway])
+            held.release()
     names = list(next(iter(found.values()))[0])
     columns = [(page, rate) for page in PAGES for rate in (0.0, args.rate)]
     heads = [f"{page} {'idle' if not rate else f'{rate:g}/s'}" for page, rate in columns]

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.network import Network, WorkerProcess
 from modelnet.processes import ChildProcess
 from modelnet.settings import Settings
@@ -156,7 +156,8 @@ async def _child(
 
 def _port() -> int:
     """A free port that the system gives nobody meanwhile: some doors take a minute to listen on it."""
-    return free_port(random.randrange(18_000, 28_000))
+    with HeldPort(random.randrange(18_000, 28_000)) as port:
+        return port.number
 
 
 # ------------------------------------------------------------------ measuring

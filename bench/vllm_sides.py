@@ -21,7 +21,7 @@ import aiohttp
 from bench.gateway import PEERS, PEERS_FOLDER, install_peers, litellm_proxy, ray_serve
 from bench.overhead import end, server, spawn
 from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.cores import keeping_off
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
@@ -99,7 +99,8 @@ async def opened(
 @contextlib.asynccontextmanager
 async def _serve(folder: Path, options: Mapping[str, Any], cache: Path | None) -> AsyncIterator[str]:
     prepare_environment(str(folder), in_process=False)
-    port = free_port()
+    held = HeldPort()
+    port = held.number
     flags = ["--disable-log-stats", "--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
     for name, value in engine_options(str(folder), dict(options)).items():
         flag = "--" + name.replace("_", "-")
@@ -115,6 +116,7 @@ async def _serve(folder: Path, options: Mapping[str, Any], cache: Path | None) -
         with contextlib.suppress(ProcessLookupError):
             served.terminate()
         await served.wait()
+        held.release()
 
 
 @contextlib.asynccontextmanager

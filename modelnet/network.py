@@ -24,7 +24,7 @@ from typing import Any, Self
 import structlog
 
 from modelnet.bus.connection import connect
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, free_port
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, HeldPort
 from modelnet.cores import keeping_off
 from modelnet.errors import ModelnetError, UsageError
 from modelnet.guard import StorageGuard
@@ -94,6 +94,7 @@ class Network:
         self.gateway_url = ""
         """Where the gateway answers, if there is one: without a path, and without a slash at its end."""
         self._with_gateway = gateway
+        self._gateway_port: HeldPort | None = None
         self._guard: StorageGuard | None = None
         self._guarding: asyncio.Task[None] | None = None
         self._negotiator_count = negotiators
@@ -246,7 +247,8 @@ class Network:
             listen = self._config.gateway_listen
         else:
             ports = self._read(_PORTS_FILE)
-            ports["gateway"] = free_port(ports.get("gateway"))
+            self._gateway_port = HeldPort(ports.get("gateway"))
+            ports["gateway"] = self._gateway_port.number
             self._write(_PORTS_FILE, ports)
             listen = f"127.0.0.1:{ports['gateway']}"
         env = {"MODELNET_GATEWAY_LISTEN": listen}
@@ -324,6 +326,8 @@ class Network:
         for group in (self._gateways, self._workers, self._negotiators, self._ledgers, self._servers):
             await asyncio.gather(*(child.stop(grace_s) for child in group))
             group.clear()
+        if self._gateway_port is not None:
+            self._gateway_port.release()
         self._cores.close()
         if self._lock is not None:
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from pathlib import Path
 import openai
 
 import modelnet
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.errors import ConnectionFailed
 from modelnet.messages import Final
 
@@ -37,11 +37,11 @@ class Compose:
         if not new and not shutil.which("docker-compose"):
             sys.exit("neither `docker compose` nor docker-compose is installed")
         self._command = ["docker", "compose"] if new else ["docker-compose"]
-        self.port, redis, gateway = free_port(), free_port(), free_port()
-        self.url, self.redis_url = f"nats://127.0.0.1:{self.port}", f"redis://127.0.0.1:{redis}/0"
+        self._ports = {name: HeldPort() for name in ("NATS", "REDIS", "GATEWAY")}
+        nats, redis, gateway = (port.number for port in self._ports.values())
+        self.url, self.redis_url = f"nats://127.0.0.1:{nats}", f"redis://127.0.0.1:{redis}/0"
         self.gateway_url = f"http://127.0.0.1:{gateway}"
-        ports = {"NATS": self.port, "REDIS": redis, "GATEWAY": gateway}
-        self._env = {**os.environ, **{f"MODELNET_{name}_PORT": str(port) for name, port in ports.items()}}
+        self._env = {**os.environ, **{f"MODELNET_{name}_PORT": str(port.number) for name, port in self._ports.items()}}
 
     def __call__(self, *args: str) -> str:
         """Run it; its stdout."""

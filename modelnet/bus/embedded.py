@@ -7,32 +7,52 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from modelnet.processes import ChildProcess, StartFailed
 
 from .streams import STREAMS
 
-__all__ = ["EmbeddedNats", "EmbeddedRedis", "find_program", "free_port"]
+__all__ = ["EmbeddedNats", "EmbeddedRedis", "HeldPort", "find_program"]
 
 _SPARE = 1 << 30
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A loopback port that is free now: the preferred one if it is."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
+class HeldPort:
+    """A loopback port that the system gives to nobody else until it is let go, though servers can listen on it: all of
+    these set SO_REUSEADDR. Linux alone has that; elsewhere it was free a moment ago."""
+
+    def __init__(self, preferred: int | None = None) -> None:
+        """The preferred one if that is free. Raises `StartFailed`."""
+        for port in (preferred, 0):
+            if port is None:
                 continue
-            return int(probe.getsockname()[1])
-    raise StartFailed("no free loopback port")
+            self._socket = socket.socket()
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                self._socket.bind(("127.0.0.1", port))
+            except OSError:
+                self._socket.close()
+                continue
+            self.number = int(self._socket.getsockname()[1])
+            if sys.platform != "linux":
+                self.release()
+            return
+        raise StartFailed("no free loopback port")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let it go."""
+        self._socket.close()
 
 
 def find_program(name: str) -> str:
@@ -43,7 +63,20 @@ def find_program(name: str) -> str:
     return found
 
 
-class EmbeddedNats(ChildProcess):
+class _Server(ChildProcess):
+    """A server on a port that is its own also while it is not up, until it is stopped."""
+
+    def __init__(self, name: str, command: Sequence[str], ports: Sequence[HeldPort], **options: Any) -> None:
+        super().__init__(name, command, **options)
+        self._ports = ports
+
+    async def stop(self, grace_s: float = 15.0) -> None:
+        await super().stop(grace_s)
+        for port in self._ports:
+            port.release()
+
+
+class EmbeddedNats(_Server):
     """nats-server with JetStream, its streams in `data`."""
 
     def __init__(
@@ -58,15 +91,16 @@ class EmbeddedNats(ChildProcess):
     ) -> None:
         """`sync_always`: what is acknowledged is on the disk, whatever the machine dies of. `monitored`: it also
         tells over HTTP how it does."""
-        self.port = free_port(port)
+        ports = [HeldPort(port), *([HeldPort()] if monitored else [])]
+        self.port = ports[0].number
         self.data = data
-        self.monitor_url = f"http://127.0.0.1:{free_port()}" if monitored else ""
+        self.monitor_url = f"http://127.0.0.1:{ports[1].number}" if monitored else ""
         self._sync_always = sync_always
         self._config = data / "nats-server.conf"
         data.mkdir(parents=True, exist_ok=True)
         self.limit_storage(None)
         command = [find_program("nats-server"), "-c", str(self._config)]
-        super().__init__("nats", command, log_dir=log_dir or data, ready=b"Server is ready", pass_fds=pass_fds)
+        super().__init__("nats", command, ports, log_dir=log_dir or data, ready=b"Server is ready", pass_fds=pass_fds)
 
     def limit_storage(self, most_bytes: int | None) -> None:
         """From its next start or `reload`, let it store no more than this; None: as much as the streams may have.
@@ -103,7 +137,7 @@ class EmbeddedNats(ChildProcess):
         return f"nats://127.0.0.1:{self.port}"
 
 
-class EmbeddedRedis(ChildProcess):
+class EmbeddedRedis(_Server):
     """redis-server that has every write on the disk, in a file in `data`, before it answers."""
 
     def __init__(
@@ -114,13 +148,14 @@ class EmbeddedRedis(ChildProcess):
         log_dir: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        self.port = free_port(port)
+        held = HeldPort(port)
+        self.port = held.number
         data.mkdir(parents=True, exist_ok=True)
         command = [find_program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data)]
         # Not `everysec`: writes that come while it syncs are answered before they are in the file: kill -9 loses them.
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         super().__init__(
-            "redis", command, log_dir=log_dir or data, ready=b"eady to accept connections", pass_fds=pass_fds
+            "redis", command, [held], log_dir=log_dir or data, ready=b"eady to accept connections", pass_fds=pass_fds
         )
 
     @property

@@ -65,14 +65,13 @@ def read_until_ready(up: subprocess.Popen[str]) -> dict[str, str]:
 
 
 def start_up(data: Path, *args: str) -> subprocess.Popen[str]:
-    """`modelnet up` in a process of its own."""
+    """`modelnet up` in a process of its own. What it tells on stderr stands in pytest's report of a test that fails."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MODELNET_")}
     return subprocess.Popen(
         [*MODELNET, "up", "--data", str(data), *args],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
 

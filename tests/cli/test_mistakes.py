@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelnet.bus.embedded import find_program, free_port
+from modelnet.bus.embedded import HeldPort, find_program
 from modelnet.cli import invoke
 from modelnet.cli.session import parse_duration, parse_input, parse_selector
 from modelnet.errors import MalformedInput, UsageError
@@ -68,7 +68,8 @@ def test_settings_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_a_wrong_password_is_told_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    port = free_port()
+    held = HeldPort()
+    port = held.number
     command = [find_program("nats-server"), "-a", "127.0.0.1", "-p", str(port), "--user", "a", "--pass", "right"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -84,6 +85,7 @@ def test_a_wrong_password_is_told_and_not_shown(tmp_path: Path, capsys: pytest.C
     finally:
         server.terminate()
         server.wait()
+        held.release()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from modelnet import Piece
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.engines import Chunk, Engine, Prompt, Sampling, open_engine, vllm_available
 from modelnet.engines.function import FunctionEngine
 from modelnet.engines.openai import OpenAIEngine
@@ -125,7 +125,8 @@ def drawn(chunks: list[Chunk]) -> tuple[int, ...] | str:
 @asynccontextmanager
 async def vllm_serve(folder: Folder) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
     """vLLM's own server in a process, with the model under the name `tiny`: where its API is, and the process."""
-    port = free_port()
+    held = HeldPort()
+    port = held.number
     # By its module: `vllm serve` asks for a distribution named vllm, which the CPU build is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder.name]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
@@ -141,6 +142,7 @@ async def vllm_serve(folder: Folder) -> AsyncIterator[tuple[str, subprocess.Pope
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
         await asyncio.to_thread(_kill, process)
+        held.release()
 
 
 def _until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:

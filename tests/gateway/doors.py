@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from modelnet.bus.embedded import free_port
+from modelnet.bus.embedded import HeldPort
 from modelnet.settings import Settings
 from workers.gateway import make_app
 
@@ -15,9 +15,10 @@ class Gateway:
     """Serves on a port of its own."""
 
     def __init__(self, config: Settings, **changes: Any) -> None:
-        port = free_port()
-        self.config = config.model_copy(update={"gateway_listen": f"127.0.0.1:{port}", **changes})
-        self.url = f"http://127.0.0.1:{port}"
+        self._port = HeldPort()
+        address = f"127.0.0.1:{self._port.number}"
+        self.config = config.model_copy(update={"gateway_listen": address, **changes})
+        self.url = f"http://{address}"
         self._app = make_app(self.config)
 
     async def __aenter__(self) -> Self:
@@ -26,3 +27,4 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         await self._app.stop()
+        self._port.release()

@@ -14,7 +14,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from modelnet.bus.embedded import EmbeddedNats, free_port
+from modelnet.bus.embedded import EmbeddedNats, HeldPort
 from modelnet.processes import ChildProcess
 from tests.gateway.actor import Actor
 from tests.gateway.doors import Gateway
@@ -28,19 +28,21 @@ WAIT: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content"
 @pytest_asyncio.fixture(loop_scope="module")
 async def other(network: Network, tmp_path: Path) -> AsyncIterator[tuple[ChildProcess, Any]]:
     """A gateway in a process of its own, and a client of it."""
-    port = free_port()
+    held = HeldPort()
+    address = f"127.0.0.1:{held.number}"
     env = {
         "MODELNET_URL": network.config.url,
         "MODELNET_REDIS_URL": network.config.redis_url,
-        "MODELNET_GATEWAY_LISTEN": f"127.0.0.1:{port}",
+        "MODELNET_GATEWAY_LISTEN": address,
         "MODELNET_LOG_FORMAT": "json",
     }
     command = [sys.executable, "-m", "modelnet.run", "workers.gateway:app"]
     process = ChildProcess("gateway", command, log_dir=tmp_path, env=env, ready=b"gateway_started", restart=False)
     await process.start()
-    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
         yield process, client
     await process.stop()
+    held.release()
 
 
 async def test_a_gateway_that_is_killed_ends_its_streams_and_its_tasks(

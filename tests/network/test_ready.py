@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 from modelnet.bus.durability import verify_durability
-from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, find_program, free_port
+from modelnet.bus.embedded import EmbeddedNats, EmbeddedRedis, HeldPort, find_program
 from modelnet.bus.streams import stream_config
 from modelnet.errors import ConnectionFailed
 from modelnet.processes import ChildProcess, StartFailed
@@ -62,7 +62,8 @@ def test_the_server_configuration_of_compose_syncs_always_and_is_valid() -> None
 async def test_a_process_answers_and_says_what_is_named_and_what_holds(
     tmp_path: Path, nats_server: EmbeddedNats
 ) -> None:
-    redis, port = EmbeddedRedis(tmp_path / "redis"), free_port()
+    redis, held = EmbeddedRedis(tmp_path / "redis"), HeldPort()
+    port = held.number
     await redis.start()
     env = {
         "MODELNET_URL": nats_server.url,
@@ -87,6 +88,7 @@ async def test_a_process_answers_and_says_what_is_named_and_what_holds(
     finally:
         await process.stop()
         await redis.stop()
+        held.release()
     assert b"durability_not_assured" in (tmp_path / "negotiator.log").read_bytes()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import modelnet
 from modelnet.bus.durability import verify_durability
-from modelnet.bus.embedded import find_program, free_port
+from modelnet.bus.embedded import HeldPort, find_program
 from modelnet.errors import ConnectionFailed
 from modelnet.handle import TaskHandle
 from modelnet.processes import ChildProcess
@@ -24,7 +24,8 @@ TASKS = 300
 @contextlib.asynccontextmanager
 async def cluster(folder: Path) -> AsyncIterator[tuple[str, list[ChildProcess]]]:
     """Three servers on loopback that have elected a leader: their URLs, and they themselves in the same order."""
-    ports, routes = [[free_port() for _ in range(3)] for _ in range(2)]
+    held = [HeldPort() for _ in range(6)]
+    ports, routes = [port.number for port in held[:3]], [port.number for port in held[3:]]
     servers = []
     for number, (port, route) in enumerate(zip(ports, routes, strict=True), 1):
         config = folder / f"n{number}.conf"
@@ -44,6 +45,8 @@ async def cluster(folder: Path) -> AsyncIterator[tuple[str, list[ChildProcess]]]
         yield ",".join(f"nats://127.0.0.1:{port}" for port in ports), servers
     finally:
         await asyncio.gather(*(server.stop() for server in servers))
+        for reserved in held:
+            reserved.release()
 
 
 async def test_streams_have_three_replicas_and_a_killed_server_loses_no_accepted_task(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 import modelnet
 from modelnet.bus.connection import close
-from modelnet.bus.embedded import EmbeddedNats, find_program, free_port
+from modelnet.bus.embedded import EmbeddedNats, HeldPort, find_program
 from modelnet.bus.storage import check_storage
 from modelnet.bus.streams import PROBED, probe_subject, setup_bus, stream_config
 from modelnet.errors import BusFull, ConnectionFailed
@@ -250,9 +250,9 @@ async def plain_server(folder: Path, port: int, *options: str) -> AsyncIterator[
 
 
 async def test_without_jetstream_tasks_are_refused_and_with_it_all_goes_on(tmp_path: Path) -> None:
-    port, back = free_port(), asyncio.Event()
-    stored = ["-js", "-sd", str(tmp_path / "data")]
+    back, stored = asyncio.Event(), ["-js", "-sd", str(tmp_path / "data")]
     async with contextlib.AsyncExitStack() as stack:
+        port = stack.enter_context(HeldPort()).number
         async with plain_server(tmp_path, port, *stored):
             network = await stack.enter_async_context(Network(fast(f"nats://127.0.0.1:{port}")))
             network.on_reconnect = back.set
@@ -277,9 +277,12 @@ async def test_without_jetstream_tasks_are_refused_and_with_it_all_goes_on(tmp_p
 
 async def test_a_server_with_too_little_storage_says_so_and_refuses(tmp_path: Path) -> None:
     config = tmp_path / "small.conf"
-    port = free_port()
-    config.write_text(f"listen: 127.0.0.1:{port}\njetstream {{ store_dir: {tmp_path}/data, max_file_store: 1MB }}\n")
-    async with plain_server(tmp_path, port, "-c", str(config)), Network(fast(f"nats://127.0.0.1:{port}")) as network:
+    async with contextlib.AsyncExitStack() as stack:
+        port = stack.enter_context(HeldPort()).number
+        stored = f"jetstream {{ store_dir: {tmp_path}/data, max_file_store: 1MB }}"
+        config.write_text(f"listen: 127.0.0.1:{port}\n{stored}\n")
+        await stack.enter_async_context(plain_server(tmp_path, port, "-c", str(config)))
+        network = await stack.enter_async_context(Network(fast(f"nats://127.0.0.1:{port}")))
         with pytest.raises(ConnectionFailed, match="max_file_store") as caught:
             await setup_bus(network.bus)
         assert caught.value.wire_code == "no_space"
