@@ -136,8 +136,9 @@ async def test_what_breaks_off_is_finished_elsewhere(
 ) -> None:
     """By tokens on the same model where the server is vLLM; else from the beginning, for a chat could not go on."""
     whole = await undisturbed(random)
-    server = await house.serve(random, "breaks", vllm=vllm, price=1)
-    await house.serve(random, "finishes", vllm=vllm, price=50)
+    these = f"{'cut' if fault.cut else 'garbage'}-{'vllm' if vllm else 'other'}"  # each without a history
+    server = await house.serve(random, f"breaks-{these}", vllm=vllm, price=1)
+    await house.serve(random, f"finishes-{these}", vllm=vllm, price=50)
     server.faults += [fault] * 3
     task = await network.client.submit("text.generate", FOX, deadline_s=PATIENCE_S)
     told = await events(task)
