@@ -4,7 +4,8 @@ Beside a nats-server of its own: a client (submit, wait for the Final), a negoti
 close when all have bid, status by compare-and-set, award with confirm, output stored with an ack, Final by
 compare-and-set, ack) and bidders, a process each, whose work is empty. JSON without schemas, no signatures, no
 supervision: the real thing does more, and is measured as a multiple of this and of the bare request/reply, all in one
-run: see bench/overhead.py. A task that says `spot` is awarded without asking for bids.
+run: see bench/overhead.py. A task that says `spot` is awarded without asking for bids; of one that says `at_once` the
+award does not wait for the status, as modelnet's does not.
 
 Run a part: python -m bench.lifecycle_floor worker|negotiator|echo NUMBER, with FLOOR_URL set.
 """
@@ -15,7 +16,9 @@ import asyncio
 import json
 import os
 import sys
+import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import nats
@@ -28,11 +31,15 @@ from nats.js.api import RetentionPolicy, StreamConfig
 URL = os.environ.get("FLOOR_URL", "")
 FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
 
+Work = Callable[[Any], AsyncIterator[dict[str, Any]]]
+"""What is streamed for an input."""
 
-async def worker(number: int) -> None:
-    """A bidder whose work is empty."""
+
+async def worker(number: int, work: Work | None = None) -> None:
+    """A bidder; without `work` it is empty."""
     nc = await nats.connect(URL)
     js = nc.jetstream()
+    running: set[asyncio.Task[None]] = set()
 
     async def bid(msg: Msg) -> None:
         await nc.publish(msg.reply, json.dumps({"worker": number, "price": number}).encode())
@@ -40,6 +47,17 @@ async def worker(number: int) -> None:
     async def award(msg: Msg) -> None:
         task = json.loads(msg.data)
         await msg.respond(b"confirm")
+        if work is None:
+            await end(task)
+        else:
+            keep(asyncio.create_task(stream(task, work)), running)
+
+    async def stream(task: dict[str, Any], work: Work) -> None:
+        async for delta in work(task["input"]):
+            await nc.publish(f"result.t.{task['task']}.delta", json.dumps(delta).encode())
+        await end(task)
+
+    async def end(task: dict[str, Any]) -> None:
         await js.publish(f"result.t.{task['task']}.{number}.1", b'{"out":1}')
         await nc.publish(task["done"], json.dumps({"task": task["task"]}).encode())
 
@@ -76,6 +94,7 @@ async def negotiator(bidders: int) -> None:
     await nc.subscribe(done, cb=on_done)
 
     async def negotiate(msg: Msg) -> None:
+        began = time.perf_counter()
         body = json.loads(msg.data)
         task = body["id"]
         finished[task] = end = loop.create_future()
@@ -87,10 +106,17 @@ async def negotiator(bidders: int) -> None:
             await closed[task]
             del closed[task]
             winner = min(bids.pop(task), key=lambda b: (b["price"], hash((task, b["worker"]))))["worker"]
-        await js.publish(f"result.t.{task}.status", b'{"awarded":1}', headers=dict(FIRST))
-        await nc.request(f"worker.{winner}.award", json.dumps({"task": task, "done": done}).encode(), timeout=2)
+        award = json.dumps({"task": task, "done": done, "input": body.get("input")}).encode()
+        awarded = nc.request(f"worker.{winner}.award", award, timeout=30)
+        status = js.publish(f"result.t.{task}.status", b'{"awarded":1}', headers=dict(FIRST))
+        if body.get("at_once"):
+            await asyncio.gather(awarded, status)
+        else:
+            await status
+            await awarded
+        final = json.dumps({"negotiation_ms": (time.perf_counter() - began) * 1e3}).encode()
         await end
-        await js.publish(f"result.t.{task}.final", b'{"final":1}', headers=dict(FIRST))
+        await js.publish(f"result.t.{task}.final", final, headers=dict(FIRST))
         await msg.ack()
 
     sub = await js.pull_subscribe("task.>", durable="negotiator", stream="TASKS")
@@ -102,9 +128,13 @@ async def negotiator(bidders: int) -> None:
         except NatsTimeout:
             continue
         for msg in batch:
-            taken = asyncio.create_task(negotiate(msg))
-            running.add(taken)
-            taken.add_done_callback(running.discard)
+            keep(asyncio.create_task(negotiate(msg)), running)
+
+
+def keep(task: asyncio.Task[None], running: set[asyncio.Task[None]]) -> None:
+    """Until it is done: the event loop does not."""
+    running.add(task)
+    task.add_done_callback(running.discard)
 
 
 async def echo(_: int) -> None:
@@ -125,29 +155,54 @@ class FloorClient:
 
     def __init__(self, nc: Client) -> None:
         self._nc, self._js = nc, nc.jetstream()
-        self._finals: dict[str, asyncio.Future[None]] = {}
+        self._finals: dict[str, asyncio.Future[Any]] = {}
+        self._readers: dict[str, Callable[[Any], None]] = {}
 
     async def prepare(self) -> None:
         """Make the streams; to be called before the other parts start."""
         await self._js.add_stream(StreamConfig(name="TASKS", subjects=["task.>"], retention=RetentionPolicy.WORK_QUEUE))
         await self._js.add_stream(StreamConfig(name="RESULTS", subjects=["result.>"]))
 
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Hear of the tasks to be submitted."""
+
         async def on_result(msg: Msg) -> None:
-            if msg.subject.endswith(".final"):
-                self._finals.pop(msg.subject.split(".")[2]).set_result(None)
+            _, _, task, event, *_ = msg.subject.split(".")
+            if event == "final":
+                self._finals.pop(task).set_result(json.loads(msg.data))
+            elif event == "delta":
+                self._readers[task](json.loads(msg.data))
 
         await self._nc.subscribe("result.t.>", cb=on_result)
         await self._nc.flush()
 
     async def task(self, *, spot: bool) -> None:
         """One task, to its Final."""
+        await self._submit({"x": "y" * 200, "spot": spot})
+
+    async def stream(self, value: dict[str, Any], read: Callable[[Any], None]) -> float:
+        """One task, to its Final, which `read` is told the deltas of: the milliseconds from intake to Confirm."""
+        final = await self._submit({"input": value, "spot": False, "at_once": True}, read)
+        return float(final["negotiation_ms"])
+
+    async def _submit(self, body: dict[str, Any], read: Callable[[Any], None] = lambda _: None) -> Any:
         task = uuid.uuid4().hex
         self._finals[task] = end = asyncio.get_running_loop().create_future()
-        body = json.dumps({"id": task, "x": "y" * 200, "spot": spot}).encode()
-        await self._js.publish("task.t.x", body, headers={"Nats-Msg-Id": task})
-        await asyncio.wait_for(end, 30)
+        self._readers[task] = read
+        data = json.dumps({"id": task, **body}).encode()
+        await self._js.publish("task.t.x", data, headers={"Nats-Msg-Id": task})
+        try:
+            return await asyncio.wait_for(end, 60)
+        finally:
+            del self._readers[task]
 
 
 if __name__ == "__main__":
-    part = {"worker": worker, "negotiator": negotiator, "echo": echo}[sys.argv[1]]
-    uvloop.run(part(int(sys.argv[2])))
+    parts: dict[str, Callable[[int], Awaitable[None]]] = {"worker": worker, "negotiator": negotiator, "echo": echo}
+
+    async def run() -> None:
+        await parts[sys.argv[1]](int(sys.argv[2]))
+
+    uvloop.run(run())

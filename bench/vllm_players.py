@@ -22,15 +22,30 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import aiohttp
+import nats
 import uvloop
+from nats.aio.client import Client
 
 import modelnet
 from bench.gateway import KEY
+from bench.lifecycle_floor import FloorClient
 from modelnet.cores import starting_on
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 from modelnet.messages import Delta
 
-__all__ = ["Answer", "Kind", "Player", "Question", "Stream", "cached", "http_client", "summary"]
+__all__ = [
+    "Answer",
+    "Kind",
+    "Player",
+    "Question",
+    "Stream",
+    "async_llm",
+    "cached",
+    "engine_environment",
+    "http_client",
+    "settle_memory",
+    "summary",
+]
 
 CACHE, OPTIONS, DOOR_KEY = "VLLM_CACHE_ROOT", "BENCH_ENGINE_OPTIONS", "BENCH_KEY"
 CORES = "BENCH_ENGINE_CORES"
@@ -38,7 +53,7 @@ CORES = "BENCH_ENGINE_CORES"
 BARE_EVERY = 8
 """Seldom enough not to take part in what is measured."""
 
-Kind = Literal["LLMEngine", "AsyncLLM", "http", "bus"]
+Kind = Literal["LLMEngine", "AsyncLLM", "http", "bus", "floor"]
 
 
 class Question(NamedTuple):
@@ -109,7 +124,7 @@ class Player:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env=os.environ | cached(cache) | {OPTIONS: json.dumps(options), CORES: json.dumps(cores), DOOR_KEY: KEY},
+            env=os.environ | engine_environment(options, cores, cache) | {DOOR_KEY: KEY},
         )
 
     async def ready(self) -> Self:
@@ -144,15 +159,20 @@ class Player:
 async def _child(kind: str, where: str) -> None:
     """The other end of a `Player`."""
     async with _PLAYERS[kind](where) as play:
-        gc.collect()  # as modelnet's processes do
-        gc.freeze()
-        gc.set_threshold(20_000, 50, 50)
+        settle_memory()
         sys.stdout.write("player: ready\n")
         sys.stdout.flush()
         while line := await asyncio.to_thread(sys.stdin.readline):
             streams = [[Question(*one) for one in stream] for stream in json.loads(line)]
             sys.stdout.write(f"player: {json.dumps(await play(streams))}\n")
             sys.stdout.flush()
+
+
+def settle_memory() -> None:
+    """What is there by now is never looked at again for garbage, as in modelnet's processes."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
 
 
 async def _play(ask: Ask, streams: list[Stream]) -> list[Answer]:
@@ -222,8 +242,9 @@ async def _stepped(where: str) -> AsyncIterator[Play]:
 
 
 @contextlib.asynccontextmanager
-async def _async(where: str) -> AsyncIterator[Play]:
-    """vLLM's AsyncLLM: the engine in a process of its own, as `vllm serve` and modelnet have it."""
+async def async_llm(where: str) -> AsyncIterator[Callable[[str, int], AsyncIterator[Any]]]:
+    """vLLM's AsyncLLM, the engine in a process of its own, as `vllm serve` and modelnet have it: a prompt's answer of
+    so many tokens, as vLLM's outputs."""
     arguments = _engine_arguments(where, in_process=False)
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -234,18 +255,30 @@ async def _async(where: str) -> AsyncIterator[Play]:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(disable_log_stats=True, **arguments))
     tokenizer, numbers = llm.renderer.get_tokenizer(), itertools.count()
 
-    async def ask(prompt: str, tokens: int, asked: float) -> Answer:
-        first, last, counted = 0.0, 0.0, 0
+    async def generate(prompt: str, tokens: int) -> AsyncIterator[Any]:
         params = SamplingParams(max_tokens=tokens, temperature=0, output_kind=RequestOutputKind.DELTA)
         rendered = {"type": "token", "prompt_token_ids": tokenizer.encode(prompt)}
         async for output in llm.generate(rendered, params, str(next(numbers))):
-            last = time.perf_counter()
-            first = first or last
-            counted += len(output.outputs[0].token_ids)
-        return Answer(asked, first, last, counted)
+            yield output.outputs[0]
 
-    yield lambda streams: _play(ask, streams)
+    yield generate
     llm.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def _async(where: str) -> AsyncIterator[Play]:
+    """AsyncLLM, asked in this process."""
+    async with async_llm(where) as generate:
+
+        async def ask(prompt: str, tokens: int, asked: float) -> Answer:
+            first, last, counted = 0.0, 0.0, 0
+            async for output in generate(prompt, tokens):
+                last = time.perf_counter()
+                first = first or last
+                counted += len(output.token_ids)
+            return Answer(asked, first, last, counted)
+
+        yield lambda streams: _play(ask, streams)
 
 
 @contextlib.asynccontextmanager
@@ -278,7 +311,7 @@ async def _http(where: str) -> AsyncIterator[Play]:
 async def _bus(where: str) -> AsyncIterator[Play]:
     """A client of a network."""
     async with modelnet.connect(where) as net:
-        numbers = itertools.count()
+        bare = _bare_now_and_then(net.bus)
 
         async def ask(prompt: str, tokens: int, asked: float) -> Answer:
             task = await net.submit("text.generate", {"prompt": prompt, "max_tokens": tokens, "temperature": 0})
@@ -289,14 +322,47 @@ async def _bus(where: str) -> AsyncIterator[Play]:
                     first = first or last
             final = await task.result()
             assert final.usage is not None
-            bare_ms = 0.0
-            if next(numbers) % BARE_EVERY == 0:
-                began = time.perf_counter()
-                await net.bus.request("echo", b"x" * 200, timeout=5)
-                bare_ms = (time.perf_counter() - began) * 1e3
+            bare_ms = await bare()
             return Answer(asked, first, last, final.usage.completion_tokens, final.timings.negotiation_ms, bare_ms)
 
         yield lambda streams: _play(ask, streams)
+
+
+@contextlib.asynccontextmanager
+async def _floor(where: str) -> AsyncIterator[Play]:
+    """A client of the floor under a network."""
+    nc = await nats.connect(where)
+    client, bare = FloorClient(nc), _bare_now_and_then(nc)
+    await client.listen()
+
+    async def ask(prompt: str, tokens: int, asked: float) -> Answer:
+        first, last, counted = 0.0, 0.0, 0
+
+        def read(delta: Any) -> None:
+            nonlocal first, last, counted
+            last = time.perf_counter()
+            first = first or last
+            counted += len(delta["tokens"])
+
+        auction_ms = await client.stream({"prompt": prompt, "tokens": tokens}, read)
+        return Answer(asked, first, last, counted, auction_ms, await bare())
+
+    yield lambda streams: _play(ask, streams)
+    await nc.close()
+
+
+def _bare_now_and_then(nc: Client) -> Callable[[], Awaitable[float]]:
+    """The milliseconds of a bare round trip, each `BARE_EVERY`th time; 0 else."""
+    numbers = itertools.count()
+
+    async def bare() -> float:
+        if next(numbers) % BARE_EVERY:
+            return 0.0
+        began = time.perf_counter()
+        await nc.request("echo", b"x" * 200, timeout=5)
+        return (time.perf_counter() - began) * 1e3
+
+    return bare
 
 
 _PLAYERS: dict[str, Callable[[str], AbstractAsyncContextManager[Play]]] = {
@@ -304,6 +370,7 @@ _PLAYERS: dict[str, Callable[[str], AbstractAsyncContextManager[Play]]] = {
     "AsyncLLM": _async,
     "http": _http,
     "bus": _bus,
+    "floor": _floor,
 }
 
 
@@ -312,6 +379,11 @@ def http_client() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2), timeout=aiohttp.ClientTimeout(total=None)
     )
+
+
+def engine_environment(options: Mapping[str, Any], cores: Sequence[int], cache: Path | None) -> dict[str, str]:
+    """For a process that has an engine: see `Player`."""
+    return cached(cache) | {OPTIONS: json.dumps(options), CORES: json.dumps(cores)}
 
 
 def cached(folder: Path | None) -> dict[str, str]:

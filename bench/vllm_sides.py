@@ -1,5 +1,6 @@
 """The ways to a vLLM engine that bench/vllm_tax.py and bench/vllm_streams.py compare, all with the same options for it:
-vLLM's own two engines asked directly, `vllm serve` over HTTP, LiteLLM's proxy before one, and modelnet.
+vLLM's own two engines asked directly, `vllm serve` over HTTP, LiteLLM's proxy before one, modelnet, and the floor under
+it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats
 
 from bench.gateway import PEERS, PEERS_FOLDER, install_peers, litellm_proxy, ray_serve
+from bench.lifecycle_floor import FloorClient
 from bench.overhead import end, server, spawn
-from bench.vllm_players import Answer, Kind, Player, Stream, cached, http_client
+from bench.vllm_players import Answer, Kind, Player, Stream, cached, engine_environment, http_client
 from modelnet.bus.embedded import HeldPort
 from modelnet.cores import keeping_off
 from modelnet.engines.vllm_setup import engine_options, prepare_environment
 
-__all__ = ["APART", "DIRECT", "DIRECT_HELD", "DRIVERS", "HELD", "OURS", "SIDES", "Side", "opened"]
+__all__ = ["APART", "DIRECT", "DIRECT_HELD", "DRIVERS", "FLOOR", "HELD", "OURS", "SIDES", "Side", "opened"]
 
 OURS, DIRECT = "modelnet", "AsyncLLM"
 HELD = DIRECT_HELD, OURS_HELD = f"{DIRECT}, own core", f"{OURS}, own core"
@@ -34,9 +37,11 @@ ENGINES: dict[str, Kind] = {"LLMEngine": "LLMEngine", DIRECT: "AsyncLLM", DIRECT
 """Those of vLLM itself, each in its player's process."""
 DRIVERS = {OURS: "vllm-async", OURS_HELD: "vllm-async", f"{OURS}, thread": "vllm"}
 """How a modelnet worker drives the engine."""
+FLOOR = "floor"
+"""AsyncLLM behind the life cycle of a modelnet task in raw nats-py."""
 APART = PROXIED, RAY = "serve + LiteLLM", "Ray Serve"
 """Many processes each, which take some of the processor also while nobody asks."""
-SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, *DRIVERS)
+SIDES = (*ENGINES, "vllm serve", PROXIED, RAY, FLOOR, *DRIVERS)
 CORES = (0,)
 """Of the engine where it has some to itself."""
 
@@ -82,6 +87,9 @@ async def opened(
                 network = _network(folder, side, options, DRIVERS[side], slots, cores, cache)
                 where, worker = await up.enter_async_context(network)
                 kind = "bus"
+            elif side == FLOOR:
+                where, worker = await up.enter_async_context(_on_floor(folder, options, cache))
+                kind = "floor"
             elif side == RAY:
                 where = await up.enter_async_context(_on_ray(folder, options, peers))
             else:
@@ -166,6 +174,26 @@ async def _network(
         children.append(spawn(["bench.lifecycle_floor", "echo", "0"], b"ready", {"FLOOR_URL": url}))
         try:
             starting = asyncio.to_thread(spawn, ["modelnet.run", "workers.vllm:app"], b"workers_joined", env)
+            children.append(await starting)
+            yield url, children[-1]
+        finally:
+            end(children)
+
+
+@contextlib.asynccontextmanager
+async def _on_floor(
+    folder: Path, options: Mapping[str, Any], cache: Path | None
+) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server, and the floor's parts on it: the server's address, and the worker."""
+    async with server() as url:
+        nc = await nats.connect(url)
+        await FloorClient(nc).prepare()
+        await nc.close()
+        env = {"FLOOR_URL": url} | engine_environment(options, (), cache)
+        parts = [["bench.lifecycle_floor", part, "1"] for part in ("negotiator", "echo")]
+        children = [spawn(part, b"ready", env) for part in parts]
+        try:
+            starting = asyncio.to_thread(spawn, ["bench.vllm_floor", str(folder)], b"ready", env)
             children.append(await starting)
             yield url, children[-1]
         finally:

@@ -5,9 +5,10 @@
 Each round plays the same prompts at the same times to all, open loop, at four rates: shares of what the engine alone
 did with everything at once. Engine, network and client share this machine. Measured after the others, in rounds of
 their own, are LiteLLM's proxy and Ray Serve, whose dozens of processes take a share of it while they wait too; and
-AsyncLLM and modelnet with a core that only the engine's process runs on (`cores` in a workers file). vLLM is asked in
-both of its ways: LLMEngine stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM,
-which has its engine in a process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine
+AsyncLLM and modelnet with a core that only the engine's process runs on (`cores` in a workers file), and the floor: the
+messages of a task's life in raw nats-py, with AsyncLLM behind them (bench/vllm_floor.py). vLLM is asked in both of its
+ways: LLMEngine stepped by a loop that does nothing else, which the others are compared with, and AsyncLLM, which has
+its engine in a process of its own. modelnet drives it in both: `modelnet` is AsyncLLM, `thread` is LLMEngine
 in a thread of the worker. All engines have the same options. LiteLLM's proxy, before a `vllm serve` of its own, and Ray
 Serve, with AsyncLLM in a replica, are installed as for bench/gateway.py. Time between tokens is
 (last - first) / (tokens - 1) of each answer.
@@ -33,7 +34,7 @@ from bench.conversations import words
 from bench.gateway import PEERS_FOLDER
 from bench.vllm_models import MODELS, write_model
 from bench.vllm_players import Question, Stream, summary
-from bench.vllm_sides import APART, DIRECT, DIRECT_HELD, DRIVERS, HELD, OURS, SIDES, opened
+from bench.vllm_sides import APART, DIRECT, DIRECT_HELD, DRIVERS, FLOOR, HELD, OURS, SIDES, opened
 
 __all__ = ["main"]
 
@@ -112,7 +113,7 @@ def report(found: Measured, peak: float) -> str:
         lines += [
             added(side, by_share[share], direct, found[direct][share])
             for side, by_share in found.items()
-            if side in DRIVERS
+            if side in (FLOOR, *DRIVERS)
             for direct in (DIRECT, DIRECT_HELD)
             if direct in found
         ]
@@ -143,8 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     rounds, requests = (1, 16) if args.quick else (args.rounds, args.requests)
     apart = [side for side in args.sides if side in APART]
     held = [side for side in args.sides if side in HELD]
-    together = [side for side in args.sides if side not in (*APART, *HELD)]
-    groups = [together, held, [*apart, OURS] if apart else []]
+    together = [side for side in args.sides if side not in (*APART, *HELD, FLOOR)]
+    groups = [together, held, [*apart, OURS] if apart else [], [FLOOR, OURS] if FLOOR in args.sides else []]
     text, raw = heading(rounds, requests), list[dict[str, Any]]()
     sys.stdout.write(text)
     for group in filter(None, groups):
