@@ -15,7 +15,7 @@ from modelnet.contracts import check, compile_schema, sketch
 from modelnet.errors import Reject
 from modelnet.estimates import Accuracy, Forecast, RunTimes
 
-__all__ = ["Able", "Estimate", "Handler", "Made", "Price", "Quote", "Served"]
+__all__ = ["Able", "Delay", "Estimate", "Handler", "Made", "Price", "Quote", "Served"]
 
 log = structlog.get_logger("worker")
 
@@ -24,6 +24,7 @@ Price = int | Callable[[dict[str, Any]], int]
 Quote = Callable[[m.Features], int]
 Able = Callable[[dict[str, Any]], bool]
 Estimate = Callable[[m.Features], Forecast | tuple[float, float] | None]
+Delay = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Served:
         able: Able | None = None,
         ready: Able | None = None,
         quote: Quote | None = None,
+        delay: Delay | None = None,
     ) -> None:
         self.card, self.contract, self.handler = card, contract, handler
         self.times = RunTimes(expected_ms)
@@ -60,7 +62,7 @@ class Served:
         """What its owner puts up for each task, in micro-credits."""
         self.statistics = Statistics()
         self._price, self._quote, self._estimate = price, quote, estimate
-        self._able, self._ready = able, ready
+        self._able, self._ready, self._delay = able, ready, delay
         self._input, self._output = compile_schema(contract.input), compile_schema(contract.output)
 
     def can(self, features: m.Features) -> bool:
@@ -102,15 +104,19 @@ class Served:
     def expect(self, features: m.Features) -> Forecast:
         """How long a task of these features will take once it begins."""
         told = self._estimate(features) if self._estimate else None
-        if told is None:
-            return Forecast(*self.times.quantiles())
-        return told if isinstance(told, Forecast) else Forecast(*told)
+        if not isinstance(told, Forecast):
+            told = Forecast(*(self.times.quantiles() if told is None else told))
+        return self._delayed(told)
+
+    def _delayed(self, told: Forecast) -> Forecast:
+        delay_s = self._delay() if self._delay else 0.0
+        return told.after(delay_s * 1e3) if delay_s > 0 else told
 
     def typical(self) -> Forecast:
         """How long a task takes that nothing is known of: as one like the last would now, without what it had in a
         cache."""
         if self._last is None:
-            return Forecast(*self.times.quantiles())
+            return self._delayed(Forecast(*self.times.quantiles()))
         return self.expect(self._last.model_copy(update={"prefix": b""}))
 
     def learn(self, bid: Made | None, run_ms: float, first_ms: float | None) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 __all__ = ["Accuracy", "Forecast", "RunTimes", "quantile", "wait_s"]
 
@@ -20,6 +21,12 @@ class Forecast:
     first_ms: float | None = None
     """Median of the time to its first text; None where that is not known."""
     first_p90_ms: float | None = None
+
+    def after(self, wait_ms: float) -> Self:
+        """Of the same task, told of when it has so much longer to wait."""
+        first_ms, first_p90_ms = self.first_after(wait_ms)
+        late = {"first_ms": first_ms, "first_p90_ms": first_p90_ms}
+        return replace(self, p50_ms=self.p50_ms + wait_ms, p90_ms=self.p90_ms + wait_ms, **late)
 
     def first_after(self, wait_ms: float) -> tuple[float | None, float | None]:
         """Median and 90th percentile of the time to the first text, if it begins so much later."""

@@ -39,7 +39,7 @@ from modelnet.bus.connection import Connection
 from modelnet.bus.journal import first_error
 from modelnet.bus.outbox import Outbox
 from modelnet.bus.services import Endpoint, Service, endpoint_name
-from modelnet.capability import Able, Estimate, Handler, Price, Quote, Served
+from modelnet.capability import Able, Delay, Estimate, Handler, Price, Quote, Served
 from modelnet.client import Client
 from modelnet.contracts import load_contract
 from modelnet.deltas import Piece
@@ -133,6 +133,7 @@ class Worker:
         able: Able | None = None,
         ready: Able | None = None,
         quote: Quote | None = None,
+        delay: Delay | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare that the decorated handler serves `pattern`, a capability or a prefix like `normalize.>`.
 
@@ -145,7 +146,8 @@ class Worker:
         None. `continues`: the handler yields text only, and begins behind `ctx.resume.text` where that is given.
         `able`: whether it can do an input at all, as the price is told of it: for a model that lacks what the contract
         has, `False` where the input has it. `ready`: whether it can do one now; until then the worker counts as busy.
-        `quote`: the price from the features, instead of `price`, for what is priced by size.
+        `quote`: the price from the features, instead of `price`, for what is priced by size. `delay`: seconds until a
+        task that came now could begin beside what it takes, as for a model that must be loaded first.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -174,6 +176,7 @@ class Worker:
                 able=able,
                 ready=ready,
                 quote=quote,
+                delay=delay,
             )
             return handler
 

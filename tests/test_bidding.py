@@ -122,3 +122,29 @@ def test_the_time_to_the_first_text_is_bid_wait_and_all_and_held_against_what_ca
     offer = bidding.offer("w", capability, 0, 1.0)
     assert (offer.p50_ms, offer.first_ms) == (1000, 100)
     assert asked[-1].prefix == b"", "a typical task has nothing in a cache"
+
+
+def test_what_comes_before_the_work_can_begin_is_in_bid_and_offer() -> None:
+    card = CapabilityCard(pattern="a.b", contract=CONTRACT.digest, price=1)
+    told: list[Forecast | tuple[float, float] | None] = [None, (100, 200), Forecast(100, 200, 10, 20)]
+    expected = [(4000.0, 7000.0, None), (3100.0, 3200.0, None), (3100.0, 3200.0, 3010.0)]
+    delays = [3.0]
+    for estimate, times in zip(told, expected, strict=True):
+        capability = Served(
+            card,
+            CONTRACT,
+            lambda ctx, value: value,
+            price=1,
+            expected_ms=1000,
+            estimate=lambda features, estimate=estimate: estimate,  # type: ignore[misc]
+            delay=lambda: delays[-1],
+        )
+        bidding = Bidding(Slots(1, 1))
+        reply = bidding.answer("w", request("a"), capability, 0.0)
+        assert isinstance(reply, Bid)
+        assert (reply.p50_ms, reply.p90_ms, reply.first_ms) == times
+        assert bidding.run_s(award("a"), capability) == times[0] / 1e3
+        assert bidding.offer("w", capability, 0, 0.0).p50_ms == 4000, "nothing is known of a typical task yet"
+        delays.append(0.0)
+        assert bidding.offer("w", capability, 1, 0.0).p50_ms == 1000
+        delays.append(3.0)

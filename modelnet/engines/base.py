@@ -8,7 +8,7 @@ engine; `modelnet.engines.select` picks one.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from modelnet.engines.errors import BadPrompt, BadSampling, Unsupported
 from modelnet.engines.steps import StepModel
@@ -26,6 +26,7 @@ __all__ = [
     "Prompt",
     "Sampling",
     "Scores",
+    "Sleeper",
     "aborted",
     "needed",
     "require",
@@ -352,3 +353,19 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free everything; what still runs ends with `EngineDead`. Closing twice is no error."""
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can give back the memory that it computes in, and have it again sooner than another could be
+    opened. It sleeps and wakes while nothing is asked of it; all else that an `Engine` tells stays as it was."""
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether it can, as it was opened and on this machine."""
+
+    async def sleep(self) -> None:
+        """Give the memory back, with all that was cached. Raises `EngineDead`."""
+
+    async def wake(self) -> None:
+        """Have it again. Raises `EngineDead`, also where others have taken it meanwhile."""

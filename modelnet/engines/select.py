@@ -32,6 +32,7 @@ def open_engine(
     adapters: Mapping[str, str] | None = None,
     max_loras: int = 4,
     cores: Sequence[int] = (),
+    sleeps: bool = False,
     **options: Any,
 ) -> Engine:
     """An engine for `model`, a local folder or a name vLLM can fetch, not yet started.
@@ -39,7 +40,8 @@ def open_engine(
     `vllm` steps it in a thread of this process, `vllm-async` gives it a process, `numpy` needs no vLLM; `auto` chooses
     by machine and size. `tool_parser`: vLLM's name of the syntax in which the model calls functions. `adapters`:
     folders of LoRA adapters by name, `max_loras` of them loaded at once. `cores`: of this machine's processor, for the
-    process of the engine, which is `vllm-async` then. `options` are vLLM's engine arguments; NumPy knows max_model_len
+    process of the engine, which is `vllm-async` then. `sleeps`: it will have to give its memory back for a while; see
+    `Sleeper`. `options` are vLLM's engine arguments; NumPy knows max_model_len
     and max_num_seqs of them, and neither parsers nor adapters. `openai` asks a server that runs: `options` are those of
     `OpenAIEngine`, with the `url` of its API. `function` calls what the Python file `model` defines. Raises
     `EngineUnavailable`, saying what to install.
@@ -79,7 +81,7 @@ def open_engine(
     from modelnet.engines.vllm_core import vllm_thread_engine
     from modelnet.engines.vllm_model import VllmOptions
 
-    chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras, tuple(cores))
+    chosen = VllmOptions(options, tool_parser, adapters or {}, max_loras, tuple(cores), sleeps)
     return vllm_thread_engine(model, chosen) if kind == "vllm" else VllmAsyncEngine(model, chosen)
 
 

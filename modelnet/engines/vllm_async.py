@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -241,6 +241,23 @@ class VllmAsyncEngine:
             await self._llm.check_health()
         except Exception as error:
             raise EngineDead(f"the engine process of {self.model} died: {error}") from error
+
+    @property
+    def can_sleep(self) -> bool:
+        return self._options.naps
+
+    async def sleep(self) -> None:
+        await self._told(lambda llm: llm.sleep(level=1))  # its weights are kept in the machine's memory
+
+    async def wake(self) -> None:
+        await self._told(lambda llm: llm.wake_up())
+
+    async def _told(self, tell: Callable[[Any], Awaitable[object]]) -> None:
+        await self.health()
+        try:
+            await tell(self._llm)
+        except Exception as error:  # of the engine's process, whatever it is: a GPU that others have filled
+            raise EngineDead(f"{self.model}: {error}") from error
 
     async def close(self) -> None:
         # Dropped here, because vLLM's __del__ fails noisily when it is left for the interpreter's end.

@@ -9,7 +9,7 @@ from typing import Any
 from modelnet.engines.base import PLAIN, Ability, Prompt, Sampling
 from modelnet.engines.pooling import Pooler
 from modelnet.engines.vllm_requests import Counter, sampling_params
-from modelnet.engines.vllm_setup import engine_options
+from modelnet.engines.vllm_setup import engine_options, has_gpu
 from modelnet.engines.vllm_text import Encoder, LogprobReader
 from modelnet.engines.vllm_tools import ToolSyntax, forcing_grammar
 
@@ -32,6 +32,13 @@ class VllmOptions:
     """Adapters loaded at once at most."""
     cores: tuple[int, ...] = ()
     """What the process of an engine that has one runs on, on a machine without a GPU; empty: on any."""
+    sleeps: bool = False
+    """Whether it will have to give its memory back for a while."""
+
+    @property
+    def naps(self) -> bool:
+        """Whether vLLM itself can do that: of a GPU's memory alone."""
+        return self.sleeps and has_gpu()
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -43,6 +50,8 @@ class VllmOptions:
     def arguments(self, model: str) -> dict[str, Any]:
         """vLLM's engine arguments, with the defaults that suit this machine."""
         options = dict(self.engine)
+        if self.naps:
+            options = {"enable_sleep_mode": True, **options}
         if self.adapters:
             room = min(self.max_loras, len(self.adapters))
             options = {"enable_lora": True, "max_loras": room, "max_cpu_loras": room, **options}

@@ -83,6 +83,8 @@ def test_what_is_wrong_is_told_by_check_and_by_work(tmp_path: Path, capsys: pyte
         ('[[models]]\nmodel = "a/b"\nengine = "openai"\n', "go together"),
         ('[[models]]\nmodel = "a/b"\nkey_variable = "K"\n', "only of a server that runs"),
         ('[[models]]\nmodel = "a.py"\nengine = "function"\ndevices = [0]\n', "only of a model that is loaded here"),
+        ('[[models]]\nmodel = "a.py"\nengine = "function"\nsleep_s = 9\n', "only of a model that is loaded here"),
+        ('[[models]]\nmodel = "a/b"\nsleep_s = 0\n', "sleep_s"),
         ('[[models]]\nmodel = "a/b"\ncapability = []\n', "capability"),
         ('[[models]]\nmodel = "a/b"\ncapability = ["text.generate", "text.embed"]\n', "not both"),
         ('[[models]]\nmodel = "a/b"\ncapability = "text.embed"\nprice_per_token = 1\n', "price_per_input_token"),
@@ -149,6 +151,14 @@ def test_cores(model: Path) -> None:
     assert "can't hold cores" in found(replace(CPU, cores=0), {**one, "cores": [0]})
     assert "not installed" in found(replace(four, vllm=False), {**one, "cores": [0]})
     assert "on the GPU" in found(replace(TWO, cores=4), {**one, "cores": [0]})
+
+
+def test_a_model_that_is_to_sleep_on_a_gpu_has_room_in_memory(model: Path) -> None:
+    one = {"model": str(model), "sleep_s": 60}
+    assert found(TWO, one) == ""
+    small = replace(TWO, memory=1)
+    assert "asleep, its weights of" in found(small, one)
+    assert found(small, {"model": str(model)}) == ""
 
 
 @pytest.mark.parametrize(

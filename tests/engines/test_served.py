@@ -249,3 +249,39 @@ async def test_a_task_that_brings_down_engine_after_engine_fails(
     finally:
         await network.stop(served.worker)
         await served.close()
+
+
+async def test_a_model_that_sleeps_says_in_its_bids_that_it_has_to_wake_and_does(
+    network: Network, chain_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "LOOK_S", 0.01)
+    config = ModelConfig(model=chain_folder.name, name="sleeper", engine="numpy", sleep_s=1.0)
+    served = Served(config, network.config)
+    asleep = asyncio.Event()
+    forget = served.engine.on_asleep
+
+    def fell_asleep() -> None:
+        forget()
+        asleep.set()
+
+    served.engine.on_asleep = fell_asleep
+    await served.start()
+    await network.join(served.worker)
+    ask = {"prompt": LOOP, "max_tokens": 8, "temperature": 0}
+    try:
+        _, output, _ = await run(network, ask, require={"worker": "sleeper"})
+        first = served.engine.current
+        async with asyncio.timeout(PATIENCE_S):
+            await asleep.wait()
+        served.engine._wake_s = 7.0  # as of a large model
+        async with network.ear("bid.>") as bids:
+            _, again, _ = await run(network, ask, require={"worker": "sleeper"}, deadline_s=60)
+            (bid,) = [json.loads(msg.data) for msg in bids.heard if json.loads(msg.data)["worker"] == "sleeper"]
+        assert again == output
+        assert 7000 < bid["first_ms"] < 9000
+        assert 7000 < bid["p50_ms"] <= bid["p90_ms"]
+        assert served.engine.current is not first
+        assert served.engine.restarts == 0
+    finally:
+        await network.stop(served.worker)
+        await served.close()

@@ -112,6 +112,11 @@ class ModelConfig(BaseModel):
     stall_s: float = Field(
         default=STALL_S, gt=0, description="The engine is replaced after so long without a step, with work waiting."
     )
+    sleep_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="After so long without a task the model sleeps: its memory is given back, the next task wakes it.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to the engine as they are: any of vLLM's engine arguments."
     )
@@ -217,6 +222,7 @@ class ModelConfig(BaseModel):
             "runner": "pooling" if self.pools else None,
             "tool_parser": self.tool_parser,
             "cores": self.cores,
+            "sleeps": True if self.sleep_s is not None else None,
         }
         options = {name: value for name, value in named.items() if value is not None} | self.options
         if self.adapters:
@@ -247,6 +253,7 @@ _OF_LOADED = frozenset(
         "adapters",
         "max_loras",
         "stall_s",
+        "sleep_s",
     }
 )
 

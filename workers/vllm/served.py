@@ -59,7 +59,12 @@ class Served:
         """`network`: settings of the worker's connection, else this process's. `open_one` opens its engine, else the
         one that the config names."""
         self.config = config
-        self.engine = KeptEngine(open_one or config.open, stall_s=config.stall_s, comes_back=config.engine == "openai")
+        self.engine = KeptEngine(
+            open_one or config.open,
+            stall_s=config.stall_s,
+            sleep_s=config.sleep_s,
+            comes_back=config.engine == "openai",
+        )
         self._recipe = config.recipe
         self._model = self._recipe.name if self._recipe else config.model
         self.worker = Worker(
@@ -73,6 +78,7 @@ class Served:
         learned = (network or settings()).data / "learned"
         self._outlook = Outlook(self.engine, Experience(learned, config.worker, config.model, self.engine.software))
         self.engine.on_down, self.engine.on_up, self.engine.on_lost = self._pause, self._resume, self._end_process
+        self.engine.on_asleep = self._outlook.forget_cached
 
     # ------------------------------------------------------------------ life
 
@@ -138,6 +144,9 @@ class Served:
             quality = adapter.quality if adapter.quality is not None else self.config.quality
             self._declare_text(self.config.adapter_capability(name), name, price, quality, f"{self._model}+{name}")
 
+    def _delay(self) -> float:
+        return self.engine.wake_s
+
     def _ready(self, input: dict[str, Any]) -> bool:
         return self.engine.wait_s(most_tokens(input)) == 0
 
@@ -158,6 +167,7 @@ class Served:
                 estimate=self._estimate(mapped.sampling.max_tokens),
                 able=self._able_with(mapped.sampling),
                 ready=self._ready,
+                delay=self._delay,
             )(self._mapped(mapped))
 
     def _able_with(self, sampling: Sampling) -> Callable[[dict[str, Any]], bool]:
@@ -196,6 +206,7 @@ class Served:
             continues="tokens" in abilities or "chat" not in abilities,
             able=lambda input: needed(input) <= self.engine.abilities,
             ready=self._ready,
+            delay=self._delay,
         )
         async def generate(ctx: Context, input: dict[str, Any]) -> AsyncIterator[Piece | dict[str, Any]]:
             """Text from a prompt or a chat."""
@@ -217,6 +228,7 @@ class Served:
             model=self._model,
             able=lambda input: kind in self.engine.abilities,
             ready=self._ready,
+            delay=self._delay,
         )
         declare(self._embed if kind == "embed" else self._rerank)
 
@@ -271,6 +283,7 @@ class Served:
         used, ended = (0, 0, 0), 0
         with self._request(ctx) as request:
             try:
+                await self.engine.awake()  # before it counts, as the wait teaches nothing of the engine
                 self._begin(ctx, request, sampling.max_tokens * sampling.n, adapter)
                 if ctx.resume is None:
                     chunks = self.engine.generate(request, prompt, sampling, adapter=adapter)
