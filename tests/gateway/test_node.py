@@ -27,8 +27,13 @@ def modules(pytestconfig: pytest.Config) -> Path:
     assert pytestconfig.cache is not None
     folder = pytestconfig.cache.mkdir(f"openai-node-{VERSION}")
     if not (folder / "node_modules" / "openai" / "package.json").is_file():
-        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), f"openai@{VERSION}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        # A download that stands still is begun again: npm by itself waits five minutes for it.
+        patience = ["--fetch-timeout=20000", "--fetch-retries=2", "--fetch-retry-mintimeout=1000"]
+        command = ["npm", "install", "--no-audit", "--no-fund", *patience, "--prefix", str(folder), f"openai@{VERSION}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"npm cannot install openai {VERSION} in 90 s")
         if done.returncode != 0:
             pytest.skip(f"npm cannot install openai {VERSION}: {done.stderr.strip().splitlines()[-1:]}")
     return folder
