@@ -41,10 +41,9 @@ def open_engine(
     by machine and size. `tool_parser`: vLLM's name of the syntax in which the model calls functions. `adapters`:
     folders of LoRA adapters by name, `max_loras` of them loaded at once. `cores`: of this machine's processor, for the
     process of the engine, which is `vllm-async` then. `sleeps`: it will have to give its memory back for a while; see
-    `Sleeper`. `options` are vLLM's engine arguments; NumPy knows max_model_len
-    and max_num_seqs of them, and neither parsers nor adapters. `openai` asks a server that runs: `options` are those of
-    `OpenAIEngine`, with the `url` of its API. `function` calls what the Python file `model` defines. Raises
-    `EngineUnavailable`, saying what to install.
+    `Sleeper`. `options` are vLLM's engine arguments; NumPy knows max_model_len and max_num_seqs of them, and neither
+    parsers nor adapters. `openai` asks a server that runs: `options` are those of `OpenAIEngine`, with the `url` of its
+    API. `function` calls what the Python file `model` defines. Raises `EngineUnavailable`, saying what to install.
     """
     if kind == "auto":
         kind = "vllm-async" if cores else _choose(model)

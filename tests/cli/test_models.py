@@ -158,6 +158,7 @@ def test_a_model_that_is_to_sleep_on_a_gpu_has_room_in_memory(model: Path) -> No
     assert found(TWO, one) == ""
     small = replace(TWO, memory=1)
     assert "asleep, its weights of" in found(small, one)
+    assert found(small, {**one, "engine": "vllm"}) == "", "it is closed instead"
     assert found(small, {"model": str(model)}) == ""
 
 

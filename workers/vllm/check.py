@@ -186,7 +186,8 @@ def _devices(config: ModelConfig, machine: Machine) -> Iterator[str]:
                     f"its weights are {_gib(need.weights)}, which over {need.parallel} GPU"
                     f"{'s' if need.parallel > 1 else ''} is more than {share:.0%} of one has: {_gib(room)}"
                 )
-    if config.sleep_s is not None and need.weights is not None and need.weights > machine.memory:
+    keeps = config.sleep_s is not None and config.engine in ("auto", "vllm-async")  # others are closed instead
+    if keeps and need.weights is not None and need.weights > machine.memory:
         yield f"asleep, its weights of {_gib(need.weights)} are kept in the machine's memory: {_gib(machine.memory)}"
 
 
